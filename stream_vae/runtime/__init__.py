@@ -1,0 +1,1 @@
+"""What keeps workers running and tells the outside how they are."""
