@@ -1,0 +1,213 @@
+"""Find candidates in a difference image, and tell by what was put there whether they are real."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, ndimage
+
+from stream_vae.sky.artefacts import Cause
+from stream_vae.sky.conditions import Conditions
+from stream_vae.sky.differencing import Difference
+from stream_vae.sky.psf import Image
+from stream_vae.sky.scene import Transients
+
+THRESHOLD = 5.0
+"""Signal to noise of a candidate."""
+
+_SEPARATION_PX = 4
+"""Of two candidates closer than this only the more significant one is kept."""
+
+_LONG_REGION_PX = 60
+"""A region of more pixels than this is no point source's: a trail, a column, bleeding, or a bright star's ring."""
+
+_AMBIGUOUS = "ambiguous"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Detections of one image pair, each array of shape (n,).
+
+    Attributes
+    ----------
+    row, column : ndarray of int
+        The pixel that was detected: the most significant of its region, not the centroid.
+    snr : ndarray of float32
+        Signal to noise of that pixel, by the pipeline's noise map.
+    flux : ndarray of float32
+        Flux of the profile that fits best there, in electrons; it may be negative for what is no source.
+    kind : ndarray of str
+        Why it is there: a real kind, or the cause of a bogus one, or "ambiguous".
+    real : ndarray of bool
+        Whether an injected source made it.
+    """
+
+    row: npt.NDArray[np.int64]
+    column: npt.NDArray[np.int64]
+    snr: Image
+    flux: Image
+    kind: npt.NDArray[np.str_]
+    real: npt.NDArray[np.bool_]
+
+
+def detect(conditions: Conditions, difference: Difference, transients: Transients, margin: int) -> Candidates:
+    """Detect at 5 sigma and match with what was injected.
+
+    Parameters
+    ----------
+    conditions : Conditions
+        Of this image pair.
+    difference : Difference
+        The subtracted image.
+    transients : Transients
+        What was injected.
+    margin : int
+        Detections closer than this to the border of the canvas are left out.
+
+    Returns
+    -------
+    Candidates
+        In order of position, including ambiguous ones: blends of a transient and something bogus.
+    """
+    significance = _significance(conditions, difference)
+    row, column = _peaks(significance, margin)
+    injected, distance, share = _match(conditions, difference, transients, row, column)
+    causes = _causes(difference, row, column)
+    # The radius is that of a centroid's error at 5 sigma plus half a pixel's diagonal.
+    radius = 1.0 + 0.3 * conditions.difference_psf.fwhm_px
+    real = (distance <= radius) & (share >= 0.5)
+    # Between the two the candidate is a blend, which no label would be right for.
+    kind = np.where(real, injected, np.where(share > 0.15, _AMBIGUOUS, causes))
+    flux = _fitted_flux(conditions, difference, row, column)
+    return Candidates(row, column, significance[row, column], flux, kind, real)
+
+
+def is_ambiguous(kind: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+    """Tell the candidates that are blends of a transient and something bogus.
+
+    Parameters
+    ----------
+    kind : ndarray of str, (n,)
+        As `Candidates` has it.
+
+    Returns
+    -------
+    ndarray of bool, (n,)
+        True for a blend, which has no right label.
+    """
+    ambiguous: npt.NDArray[np.bool_] = kind == _AMBIGUOUS
+    return ambiguous
+
+
+def _significance(conditions: Conditions, difference: Difference) -> Image:
+    """S/N of each pixel, or of the matched filter at each pixel; masked pixels have none."""
+    masked = np.isnan(difference.image)
+    snr = np.where(masked, np.float32(0.0), difference.image / difference.noise)
+    if conditions.matched_filter:
+        snr = _matched_filter(conditions, difference, masked)
+    # A pipeline scales its noise map to the scatter that it sees, and is still off by what it underestimates.
+    scatter = 1.4826 * float(np.median(np.abs(snr[::3, ::3])))
+    snr = snr / np.float32(max(scatter, 1e-3) * conditions.noise_underestimate)
+    snr[masked] = 0.0
+    return np.asarray(snr, dtype=np.float32)
+
+
+def _matched_filter(conditions: Conditions, difference: Difference, masked: npt.NDArray[np.bool_]) -> Image:
+    weight = np.where(masked, np.float32(0.0), difference.noise ** np.float32(-2.0))
+    weighted = np.where(masked, np.float32(0.0), difference.image * weight)
+    profile = conditions.difference_psf.image(weight.shape[0])
+    transform, squared = np.conj(fft.rfft2(profile)), np.conj(fft.rfft2(profile * profile))
+    signal = fft.irfft2(fft.rfft2(weighted) * transform, s=weight.shape)
+    variance = fft.irfft2(fft.rfft2(weight) * squared, s=weight.shape)
+    floor = np.float32(1e-3) * np.median(variance[::4, ::4])
+    return np.asarray(signal / np.sqrt(np.maximum(variance, floor)), dtype=np.float32)
+
+
+def _peaks(significance: Image, margin: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The most significant pixel of each connected region over the threshold; of long regions some pixels more."""
+    inner = np.zeros_like(significance)
+    inside = (slice(margin, -margin), slice(margin, -margin))
+    inner[inside] = significance[inside]
+    labels, _ = ndimage.label(inner > THRESHOLD, np.ones((3, 3)))
+    row, column = np.nonzero(labels)
+    order = np.argsort(-inner[row, column], kind="stable")
+    row, column = row[order], column[order]
+    kept = _thin_out(row, column, labels[row, column])
+    kept = kept[np.lexsort((column[kept], row[kept]))]
+    return row[kept].astype(np.int64), column[kept].astype(np.int64)
+
+
+def _thin_out(
+    row: npt.NDArray[np.intp], column: npt.NDArray[np.intp], region: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int64]:
+    """Keep the first pixel of each region, and of long ones two more that are far enough away for another stamp."""
+    _, first, size = np.unique(region, return_index=True, return_counts=True)
+    offered = set(first.tolist())
+    for label in region[first[size > _LONG_REGION_PX]].tolist():
+        members = np.flatnonzero(region == label)
+        offered.update(members[:: max(len(members) // 12, 1)].tolist())
+    kept: list[int] = []
+    count: dict[int, int] = {}
+    for i in sorted(offered):  # most significant first
+        seen = count.get(int(region[i]), 0)
+        reach = _SEPARATION_PX if seen == 0 else _LONG_REGION_PX // 3
+        apart = np.maximum(np.abs(row[i] - row[kept]), np.abs(column[i] - column[kept])) >= reach
+        if seen < 3 and apart.all():
+            kept.append(i)
+            count[int(region[i])] = seen + 1
+    return np.array(kept, np.int64)
+
+
+def _match(
+    conditions: Conditions,
+    difference: Difference,
+    transients: Transients,
+    row: npt.NDArray[np.int64],
+    column: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """For each detection the kind and distance of the injected source that is brightest there, and its share of it."""
+    n = len(row)
+    if not n or not len(transients.x):
+        return np.full(n, "", "<U12"), np.full(n, np.inf), np.zeros(n)
+    dx = column[:, None] - transients.x[None, :]
+    dy = row[:, None] - transients.y[None, :]
+    expected = conditions.difference_psf.at(dx, dy) * transients.flux  # (detections, injected)
+    best = np.argmax(expected, axis=1)
+    each = np.arange(n)
+    if conditions.matched_filter:
+        # The filtered profile falls off more slowly; so does the share of what it finds.
+        seen = _fitted_flux(conditions, difference, row, column)
+        falloff = conditions.difference_psf.at(dx / np.sqrt(2.0), dy / np.sqrt(2.0)) / conditions.difference_psf.peak()
+        share = transients.flux[best] * falloff[each, best] / np.maximum(seen, 1e-6)
+    else:
+        seen = difference.image[row, column]
+        share = expected[each, best] / np.maximum(seen, 1e-6)
+    return transients.kind[best], np.hypot(dx, dy)[each, best], share
+
+
+def _fitted_flux(
+    conditions: Conditions, difference: Difference, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64]
+) -> Image:
+    """Flux of the profile that fits best around each pixel, in the sense of least squares."""
+    half = 6
+    offset = np.arange(-half, half + 1)
+    boxes = difference.image[row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :]]
+    profile = conditions.difference_psf.at(offset[None, :].astype(float), offset[:, None].astype(float))
+    good = np.isfinite(boxes)
+    norm = np.sum(good * profile**2, axis=(1, 2))
+    flux = np.sum(np.where(good, boxes, 0.0) * profile, axis=(1, 2)) / np.maximum(norm, 1e-12)
+    return np.asarray(flux, dtype=np.float32)
+
+
+def _causes(difference: Difference, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
+    """Why a detection that is no transient is there: a cause within two pixels, else a source, else noise."""
+    offset = np.arange(-2, 3)
+    near = (row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :])
+    mark = np.maximum(difference.science_marks[near], difference.template_marks[near]).max(axis=(1, 2))
+    source = difference.signal[near].max(axis=(1, 2)) > 3.0 * difference.noise[row, column]
+    edge = np.isnan(difference.image[near]).any(axis=(1, 2))
+    kinds = np.where(source, "dipole", np.where(edge, Cause.EDGE.name.lower(), "noise")).astype("<U12")
+    for cause in Cause:
+        if cause is not Cause.NONE:
+            kinds[mark == cause] = cause.name.lower()
+    return kinds

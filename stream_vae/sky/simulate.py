@@ -1,0 +1,221 @@
+"""Simulated candidates: whole image pairs are made, subtracted and searched, and stamps cut round what is found."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from stream_vae.sky.conditions import Conditions, draw_conditions
+from stream_vae.sky.detection import Candidates, detect, is_ambiguous
+from stream_vae.sky.differencing import Difference, subtract
+from stream_vae.sky.exposure import expose_science, expose_template
+from stream_vae.sky.psf import Image
+from stream_vae.sky.scene import draw_scene
+
+REAL_KINDS = ("transient", "variable", "asteroid")
+BOGUS_KINDS = ("cosmic_ray", "hot_pixel", "bad_column", "trail", "bleed", "edge", "dipole", "noise")
+
+_FIELD_PX = 256
+"""Side of the searched field. Small, so that some thousand stamps come from many different images."""
+
+_TRANSIENTS_PER_FIELD = 18
+"""With the caps below this makes about 30 to 40% of the detections real."""
+
+_CAP_PER_KIND = {"dipole": 8, "noise": 5, "trail": 4, "bleed": 4, "edge": 4, "bad_column": 3}
+"""At most so many of a kind are kept from one image, so that one bad registration does not fill the set."""
+
+
+@dataclass(frozen=True)
+class SimulatedStamps:
+    """Stamps round detections, with what is known of them; the first axis of every array is the candidate.
+
+    Attributes
+    ----------
+    stamps : ndarray of float32, (n, size, size, 3)
+        Difference, science and template, in counts (ADU). NaN where there are no data.
+    labels : ndarray of int8, (n,)
+        1 real, 0 bogus.
+    groups : ndarray of int32, (n,)
+        Number of the image pair: split by it, never across it.
+    kinds : ndarray of str, (n,)
+        One of `REAL_KINDS` or `BOGUS_KINDS`.
+    snr : ndarray of float32, (n,)
+        Signal to noise of the detected pixel.
+    x, y : ndarray of float32, (n,)
+        The detected pixel in its image.
+    ra_deg, dec_deg : ndarray of float64, (n,)
+        Its position on the sky, ICRS.
+    mag : ndarray of float32, (n,)
+        AB magnitude of the best-fitting profile; NaN where its flux is not positive.
+    midpoint_mjd : ndarray of float64, (n,)
+        Mid-exposure, TAI.
+    """
+
+    stamps: Image
+    labels: npt.NDArray[np.int8]
+    groups: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.str_]
+    snr: Image
+    x: Image
+    y: Image
+    ra_deg: npt.NDArray[np.float64]
+    dec_deg: npt.NDArray[np.float64]
+    mag: Image
+    midpoint_mjd: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def simulate_stamps(
+    n: int,
+    *,
+    size: int = 21,
+    seed: int = 0,
+    real_fraction: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SimulatedStamps:
+    """Simulate image pairs until there are `n` stamps.
+
+    Every image pair has its own random numbers, made from `seed` and the pair's number: a longer run begins
+    with the stamps of a shorter one.
+
+    Parameters
+    ----------
+    n : int
+        Number of stamps.
+    size : int
+        Pixels along each side of a stamp, odd.
+    seed : int
+        Fixes everything.
+    real_fraction : float, optional
+        Share of real ones. By default what the detection gives, which is 30 to 40%.
+    progress : callable, optional
+        Called with the number of stamps so far and `n` after every image pair.
+
+    Returns
+    -------
+    SimulatedStamps
+        Exactly `n`, image by image.
+
+    Raises
+    ------
+    ValueError
+        `n` or `size` make no sense.
+    """
+    if n < 1 or size < 3 or size % 2 == 0:
+        raise ValueError(f"n must be positive and size odd and at least 3, not {n} and {size}")
+    wanted = _wanted(n, real_fraction)
+    parts: list[SimulatedStamps] = []
+    done = np.zeros(2, int)  # bogus, real
+    group = 0
+    while done.sum() < n:
+        part = _simulate_pair(np.random.default_rng((seed, group)), size, group)
+        part = _take(part, _keep(part.labels, wanted - done, n - int(done.sum())))
+        parts.append(part)
+        done += np.bincount(part.labels, minlength=2)
+        group += 1
+        if progress is not None:
+            progress(int(done.sum()), n)
+    return _join(parts)
+
+
+def _wanted(n: int, real_fraction: float | None) -> npt.NDArray[np.int64]:
+    """How many of bogus and real are wanted at most."""
+    if real_fraction is None:
+        return np.array([n, n])
+    if not 0.0 <= real_fraction <= 1.0:
+        raise ValueError(f"real_fraction must be between 0 and 1, not {real_fraction}")
+    real = round(n * real_fraction)
+    return np.array([n - real, real])
+
+
+def _keep(labels: npt.NDArray[np.int8], missing: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.bool_]:
+    """The first so many of each class, and of all."""
+    keep = np.zeros(len(labels), np.bool_)
+    for label in (0, 1):
+        keep[np.flatnonzero(labels == label)[: missing[label]]] = True
+    keep[np.flatnonzero(keep)[total:]] = False
+    return keep
+
+
+def _simulate_pair(rng: np.random.Generator, size: int, group: int) -> SimulatedStamps:
+    conditions = draw_conditions(rng)
+    margin = size // 2 + 8  # what resampling and convolution spoil at the border stays outside every stamp
+    side = fft.next_fast_len(_FIELD_PX + 2 * margin, real=True)
+    scene = draw_scene(rng, conditions, side, _TRANSIENTS_PER_FIELD)
+    science = expose_science(rng, conditions, scene)
+    template = expose_template(rng, conditions, scene)
+    difference = subtract(rng, conditions, science, template)
+    candidates = _choose(rng, detect(conditions, difference, scene.transients, margin))
+    return _cut(rng, conditions, difference, candidates, size=size, group=group)
+
+
+def _choose(rng: np.random.Generator, candidates: Candidates) -> Candidates:
+    """In random order, without blends and with no more of each kind than the caps allow."""
+    order = rng.permutation(len(candidates.row))
+    order = order[~is_ambiguous(candidates.kind[order])]
+    keep = np.ones(len(order), np.bool_)
+    for kind, cap in _CAP_PER_KIND.items():
+        keep[np.flatnonzero(candidates.kind[order] == kind)[cap:]] = False
+    order = order[keep]
+    return Candidates(**{name: value[order] for name, value in vars(candidates).items()})
+
+
+def _cut(
+    rng: np.random.Generator,
+    conditions: Conditions,
+    difference: Difference,
+    candidates: Candidates,
+    *,
+    size: int,
+    group: int,
+) -> SimulatedStamps:
+    row, column, flux = candidates.row, candidates.column, candidates.flux
+    offset = np.arange(size) - size // 2
+    pixels = (row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :])
+    images = (difference.image, difference.science, difference.template)
+    stamps = np.stack([image[pixels] for image in images], axis=-1) / np.float32(conditions.gain_e_adu)
+    ra_deg, dec_deg = _sky_position(rng, conditions, row, column, difference.image.shape[0])
+    mag = np.full(len(row), np.nan, np.float32)
+    mag[flux > 0] = conditions.zero_point_mag - 2.5 * np.log10(flux[flux > 0])
+    return SimulatedStamps(
+        stamps=np.asarray(stamps, dtype=np.float32),
+        labels=candidates.real.astype(np.int8),
+        groups=np.full(len(row), group, np.int32),
+        kinds=candidates.kind,
+        snr=candidates.snr,
+        x=column.astype(np.float32),
+        y=row.astype(np.float32),
+        ra_deg=ra_deg,
+        dec_deg=dec_deg,
+        mag=mag,
+        midpoint_mjd=np.full(len(row), rng.uniform(60_000.0, 64_000.0)),
+    )
+
+
+def _sky_position(
+    rng: np.random.Generator,
+    conditions: Conditions,
+    row: npt.NDArray[np.int64],
+    column: npt.NDArray[np.int64],
+    side: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Project pixels onto the sky (gnomonic) round a field centre that is drawn uniformly on the sphere."""
+    ra0, dec0 = rng.uniform(0.0, 2.0 * np.pi), np.arcsin(rng.uniform(-1.0, 1.0))
+    scale = np.deg2rad(conditions.pixel_scale_arcsec / 3600.0)
+    xi, eta = -(column - side / 2) * scale, (row - side / 2) * scale  # right ascension grows to the left
+    denominator = np.cos(dec0) - eta * np.sin(dec0)
+    ra = ra0 + np.arctan2(xi, denominator)
+    dec = np.arctan2(np.sin(dec0) + eta * np.cos(dec0), np.hypot(xi, denominator))
+    return np.rad2deg(ra) % 360.0, np.rad2deg(dec)
+
+
+def _take(part: SimulatedStamps, keep: npt.NDArray[np.bool_]) -> SimulatedStamps:
+    return SimulatedStamps(**{name: value[keep] for name, value in vars(part).items()})
+
+
+def _join(parts: list[SimulatedStamps]) -> SimulatedStamps:
+    return SimulatedStamps(**{name: np.concatenate([vars(p)[name] for p in parts]) for name in vars(parts[0])})
