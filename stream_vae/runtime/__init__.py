@@ -1,1 +1,1 @@
-"""What keeps workers running and tells the outside how they are."""
+"""What runs the pipeline: the worker's loop, its health."""

@@ -1,0 +1,128 @@
+"""What flows between the stages: packets in, alerts, and messages out."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stream_vae.errors import Reason
+
+if TYPE_CHECKING:
+    from stream_vae.avro.framing import Frame
+    from stream_vae.stages.decode import Layout
+
+Headers = Sequence[tuple[str, bytes | None]]
+Fate = Literal["published", "dead_lettered", "filtered"]
+FloatArray = npt.NDArray[np.float32]
+
+# Named tuples and not dataclasses: one of each is made per alert, and these cost a third.
+
+
+class Packet(NamedTuple):
+    """One Kafka message as it came."""
+
+    value: bytes
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None = None
+    timestamp_ms: int | None = None
+    """Kafka's timestamp; None where the topic has none."""
+    headers: Headers = ()
+
+    @property
+    def origin(self) -> str:
+        """``topic/partition/offset``, as headers and logs write it."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class Alert(NamedTuple):
+    """A packet whose record was walked: byte spans of its fields, nothing decoded yet."""
+
+    packet: Packet
+    frame: "Frame"
+    layout: "Layout"
+    spans: npt.NDArray[np.int64]
+    """(number of paths, 2): start and end in the body; -1 where the value is null or absent."""
+    alert_id: str
+
+    def field(self, name: str) -> Any:
+        """Decode one field of the survey profile.
+
+        Parameters
+        ----------
+        name : str
+            A field of `stream_vae.surveys.Fields`, or ``height`` or ``width``.
+
+        Returns
+        -------
+        int, float, str, bytes or None
+            None where the alert does not say.
+        """
+        return self.layout.value(name, self.frame.body, self.spans)
+
+    def cutout(self, name: str) -> bytes | memoryview | None:
+        """Return the bytes of one cutout.
+
+        Parameters
+        ----------
+        name : str
+            ``difference``, ``science`` or ``template``.
+
+        Returns
+        -------
+        bytes, memoryview or None
+            A view of the body; None where the alert has no such cutout.
+        """
+        return self.layout.cutout(name, self.frame.body, self.spans)
+
+
+class Rejected(NamedTuple):
+    """A packet that ends in the dead-letter topic."""
+
+    packet: Packet
+    reason: Reason
+    stage: str
+    error: str
+    alert_id: str | None = None
+
+
+class Codes(NamedTuple):
+    """Latent posteriors of a batch; rows of NaN where an alert was not scored."""
+
+    z_mean: FloatArray
+    """(n, latent size)."""
+    z_log_var: FloatArray
+    """(n, latent size), natural logarithm of the variance."""
+
+
+class Scores(NamedTuple):
+    """Scores of a batch; NaN where an alert was not scored or the release cannot tell."""
+
+    real_score: FloatArray
+    """(n,), probability of being real, expected over the posterior."""
+    real_score_std: FloatArray
+    """(n,), its standard deviation over the posterior."""
+    reference_distance: FloatArray
+    """(n,), to the nearest known real transients in latent space."""
+    novelty: FloatArray
+    """(n,), share of the training stamps that lie closer to their centre."""
+
+
+class Outgoing(NamedTuple):
+    """A message to produce."""
+
+    topic: str
+    value: bytes
+    key: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    timestamp_ms: int | None
+
+
+class Outcome(NamedTuple):
+    """What became of one packet: exactly one of published, dead-lettered and filtered."""
+
+    packet: Packet
+    messages: tuple[Outgoing, ...]
+    fate: Fate

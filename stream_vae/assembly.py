@@ -1,0 +1,190 @@
+"""From settings to parts: the one place where stages are put together."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from stream_vae import surveys
+from stream_vae.avro.framing import FrameReader, Framing
+from stream_vae.avro.limits import Limits
+from stream_vae.avro.registry import FolderRegistry, HttpRegistry, SchemaSource
+from stream_vae.errors import ConfigError
+from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.pipeline import Stages
+from stream_vae.settings import KafkaSettings, RegistrySettings, Settings
+from stream_vae.stages.decode import Decoder
+from stream_vae.stages.encode import Encoder
+from stream_vae.stages.enrich import Enricher, OutputSchemas, Topics
+from stream_vae.stages.score import Scorer
+from stream_vae.stages.stamp import Stamper
+from stream_vae.surveys import Profile
+
+
+def profile_of(settings: Settings) -> Profile:
+    """Find the survey's profile.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``survey`` and ``survey_profile``.
+
+    Returns
+    -------
+    Profile
+        Validated.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such profile.
+    """
+    return surveys.load(settings.survey, settings.survey_profile)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return the bounds on one message.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``[limits]``.
+
+    Returns
+    -------
+    Limits
+        For the Avro readers.
+    """
+    return Limits(max_packet_bytes=settings.limits.max_packet_bytes, max_body_bytes=settings.limits.max_body_bytes)
+
+
+def registry_of(settings: RegistrySettings) -> SchemaSource | None:
+    """Open the schema registry.
+
+    Parameters
+    ----------
+    settings : RegistrySettings
+        ``[registry]``.
+
+    Returns
+    -------
+    SchemaSource or None
+        None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If its URL is wrong.
+    """
+    if settings.url is None:
+        return None
+    if not settings.url.startswith(("http://", "https://", "mock://")):
+        return FolderRegistry(settings.url)
+    if settings.username is None:
+        return HttpRegistry(settings.url)
+    password = settings.password.get_secret_value() if settings.password else ""
+    return HttpRegistry(settings.url, (settings.username, password))
+
+
+def _schemaless(settings: KafkaSettings) -> Mapping[str, Any] | None:
+    if settings.schema_file is None:
+        return None
+    try:
+        schema: dict[str, Any] = json.loads(settings.schema_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"kafka.schema_file = {settings.schema_file} cannot be read: {error}.") from error
+    return schema
+
+
+def decoder_of(settings: Settings, registry: SchemaSource | None) -> Decoder:
+    """Make the decoder.
+
+    Parameters
+    ----------
+    settings : Settings
+        Survey, framing, limits.
+    registry : SchemaSource or None
+        Where schemas behind ids are.
+
+    Returns
+    -------
+    Decoder
+        For the settings' survey.
+
+    Raises
+    ------
+    ConfigError
+        If the framing needs what the settings do not give.
+    """
+    limits = limits_of(settings)
+    framing: Framing | None = settings.kafka.framing
+    frames = FrameReader(framing=framing, schemas=registry, schema=_schemaless(settings.kafka), limits=limits)
+    return Decoder(frames, profile_of(settings), limits)
+
+
+def stages_of(settings: Settings, release: Release, registry: SchemaSource | None) -> Stages:
+    """Put the stages of one release together.
+
+    Parameters
+    ----------
+    settings : Settings
+        Everything.
+    release : Release
+        Verified.
+    registry : SchemaSource or None
+        From `registry_of`.
+
+    Returns
+    -------
+    Stages
+        Warmed up: compiled, and run once.
+
+    Raises
+    ------
+    ConfigError
+        If the release does not fit the survey, or a part of it does not work.
+    """
+    profile = profile_of(settings)
+    wanted = release.card.preprocessing
+    if lacking := [name for name in wanted.cutouts if not profile.cutouts.paths(name)]:
+        raise ConfigError(
+            f"Release {release.id} needs the cutouts {', '.join(wanted.cutouts)}; survey {profile.name} has no "
+            f"{', '.join(lacking)}.",
+            remedy="Train a release on the cutouts that the survey has, or add their paths to its profile.",
+        )
+    topics = Topics(settings.kafka.output_topic, settings.kafka.lite_topic, settings.kafka.dead_letter_topic)
+    encoder = Encoder(release, settings.release.threads)
+    return Stages(
+        decoder=decoder_of(settings, registry),
+        stamper=Stamper(wanted, profile.cutouts, settings.limits.max_cutout_bytes),
+        encoder=encoder,
+        scorer=Scorer(release),
+        enricher=Enricher(release.card, profile, topics, OutputSchemas(registry), settings.filter.min_real_score),
+        dead_letter_topic=settings.kafka.dead_letter_topic,
+    )
+
+
+def release_of(settings: Settings) -> Release:
+    """Load and verify the release that the settings name.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``[release]``.
+
+    Returns
+    -------
+    Release
+        Verified; its files last as long as the process.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there or damaged.
+    """
+    store = ReleaseStore(settings.release.store)
+    _OPEN_STORES.append(store)
+    return store.load(settings.release.id)
+
+
+_OPEN_STORES: list[ReleaseStore] = []
+"""Local copies of remote releases last as long as their store object."""

@@ -1,0 +1,311 @@
+"""Kafka clients, made in one place: from the settings, with what stream_vae needs on top.
+
+librdkafka's options of the settings win over the choices made here, except for those that delivery depends on.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from stream_vae.errors import ConfigError, FatalError, RetriableError
+from stream_vae.settings import DeliverySettings, KafkaSettings
+
+log = logging.getLogger("stream_vae.kafka")
+
+_FIXED_CONSUMER = ("enable.auto.commit", "enable.auto.offset.store", "group.id", "isolation.level")
+_FIXED_PRODUCER = ("enable.idempotence", "transactional.id", "acks")
+
+
+def common_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options of every client.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+
+    Returns
+    -------
+    dict
+        librdkafka configuration.
+    """
+    options: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, "client.id": "stream-vae"}
+    if settings.sasl_username is not None:
+        options["sasl.username"] = settings.sasl_username
+    if settings.sasl_password is not None:
+        options["sasl.password"] = settings.sasl_password.get_secret_value()
+    return options | settings.options
+
+
+def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options of the consumer.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+
+    Returns
+    -------
+    dict
+        librdkafka configuration.
+
+    Raises
+    ------
+    ConfigError
+        If the settings override what delivery depends on.
+    """
+    _refuse(settings.options | settings.consumer_options, _FIXED_CONSUMER, "consumer")
+    chosen = {
+        "partition.assignment.strategy": "cooperative-sticky",
+        "auto.offset.reset": "earliest",
+        # A worker that dies keeps its partitions idle this long.
+        "session.timeout.ms": 10_000,
+        "heartbeat.interval.ms": 2_000,
+        # Fetched ahead at most: two seconds of LSST's peak, and no more memory than that.
+        "queued.max.messages.kbytes": 65_536,
+        "fetch.message.max.bytes": 4_194_304,
+        "fetch.max.bytes": 33_554_432,
+        "fetch.wait.max.ms": 50,
+    }
+    delivery = {
+        "group.id": settings.group_id,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "enable.partition.eof": True,  # tells when everything there was has been read
+        "isolation.level": "read_committed",
+    }
+    return chosen | common_options(settings) | settings.consumer_options | delivery
+
+
+def producer_options(settings: KafkaSettings, delivery: DeliverySettings, slot: int = 0) -> dict[str, Any]:
+    """Return the options of the producer.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    delivery : DeliverySettings
+        ``[delivery]``.
+    slot : int
+        The worker's number, stable over restarts: part of its transactional id.
+
+    Returns
+    -------
+    dict
+        librdkafka configuration.
+
+    Raises
+    ------
+    ConfigError
+        If the settings override what delivery depends on.
+    """
+    _refuse(settings.options | settings.producer_options, _FIXED_PRODUCER, "producer")
+    chosen: dict[str, Any] = {
+        "linger.ms": 5,
+        "batch.size": 1_000_000,
+        "message.max.bytes": 10_485_760,
+        "queue.buffering.max.kbytes": 262_144,
+        "message.timeout.ms": 120_000,
+        # An alert's cutouts are compressed already: a codec would cost more CPU than all else.
+        "compression.type": "none",
+        "partitioner": "murmur2_random",  # as Java's: one object's alerts stay on one partition for everybody
+    }
+    if delivery.mode == "exactly_once":
+        slot_id = f"{delivery.transactional_id or settings.group_id}-{slot}"
+        promised: dict[str, Any] = {"transactional.id": slot_id, "acks": "all"}
+        chosen |= {"message.timeout.ms": 20_000, "transaction.timeout.ms": 30_000}
+    else:
+        # Order needs one request in flight, not idempotence, which makes librdkafka 2.16 spin while a request
+        # of more than five messages is out and more wait behind it (280 to 850 us an alert instead of 44).
+        promised = {"enable.idempotence": False, "max.in.flight.requests.per.connection": 1, "acks": "all"}
+    return chosen | common_options(settings) | settings.producer_options | promised
+
+
+def _refuse(options: Mapping[str, Any], fixed: Iterable[str], client: str) -> None:
+    if taken := sorted(set(fixed).intersection(options)):
+        raise ConfigError(
+            f"kafka.{client}_options sets {', '.join(taken)}, on which delivery depends.",
+            remedy="Leave it out; kafka.group_id and delivery.mode are the settings for it.",
+        )
+
+
+def make(client: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Make a client, or say which option is wrong.
+
+    Parameters
+    ----------
+    client : callable
+        ``Consumer``, ``Producer`` or ``AdminClient``.
+    options : dict
+        librdkafka configuration.
+
+    Returns
+    -------
+    Consumer, Producer or AdminClient
+        The client; librdkafka's own log goes to the ``stream_vae.kafka`` logger.
+
+    Raises
+    ------
+    ConfigError
+        If librdkafka refuses the options.
+    """
+    try:
+        return client(options, logger=log)
+    except (KafkaException, ValueError, TypeError) as error:
+        detail = error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
+        raise ConfigError(
+            f"librdkafka refuses the settings: {detail}.", remedy="See kafka.options and kafka.*_options."
+        ) from error
+
+
+def admin(settings: KafkaSettings) -> AdminClient:
+    """Make an admin client.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+
+    Returns
+    -------
+    AdminClient
+        For metadata and topics.
+
+    Raises
+    ------
+    ConfigError
+        If librdkafka refuses the options.
+    """
+    return make(AdminClient, common_options(settings))
+
+
+def plain_consumer(settings: KafkaSettings, **options: Any) -> Consumer:
+    """Make a consumer for looking: it never commits, and its group never balances with the workers'.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    **options : Any
+        More librdkafka options, with underscores for dots.
+
+    Returns
+    -------
+    Consumer
+        To be assigned by hand.
+
+    Raises
+    ------
+    ConfigError
+        If librdkafka refuses the options.
+    """
+    extra = {name.replace("_", "."): value for name, value in options.items()}
+    looking = {"group.id": f"{settings.group_id}-look", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
+    return make(Consumer, common_options(settings) | settings.consumer_options | looking | extra)
+
+
+def plain_producer(settings: KafkaSettings, **options: Any) -> Producer:
+    """Make a producer for tools: replay and dead letters that are sent again.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    **options : Any
+        More librdkafka options, with underscores for dots.
+
+    Returns
+    -------
+    Producer
+        At-least-once, in order.
+
+    Raises
+    ------
+    ConfigError
+        If librdkafka refuses the options.
+    """
+    extra = {name.replace("_", "."): value for name, value in options.items()}
+    return make(Producer, producer_options(settings, DeliverySettings()) | extra)
+
+
+def partitions(settings: KafkaSettings, topics: Iterable[str], timeout_s: float = 10.0) -> dict[str, int]:
+    """Ask the brokers for topics.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    topics : iterable of str
+        Names.
+    timeout_s : float
+        Longest wait.
+
+    Returns
+    -------
+    dict
+        Number of partitions by topic; topics that do not exist are left out.
+
+    Raises
+    ------
+    ConfigError
+        If no broker answers.
+    """
+    client = admin(settings)
+    try:
+        found = client.list_topics(timeout=timeout_s).topics
+    except KafkaException as error:
+        raise ConfigError(
+            f"No Kafka broker answers at kafka.bootstrap_servers = {settings.bootstrap_servers!r} within "
+            f"{timeout_s:g} s: {error.args[0].str()}.",
+            remedy="Check the address, the network and kafka.options (security.protocol); `stream-vae doctor` helps.",
+        ) from error
+    return {name: len(found[name].partitions) for name in topics if name in found and not found[name].error}
+
+
+def create_topics(settings: KafkaSettings, topics: Mapping[str, int]) -> None:
+    """Create topics that do not exist.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    topics : Mapping
+        Number of partitions by name.
+
+    Raises
+    ------
+    ConfigError
+        If a broker refuses.
+    """
+    futures = admin(settings).create_topics([NewTopic(name, count) for name, count in topics.items()])
+    for name, future in futures.items():
+        try:
+            future.result(timeout=30)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise ConfigError(f"Topic {name} cannot be created: {error.args[0].str()}.") from error
+
+
+def as_error(error: KafkaError, doing: str) -> FatalError | RetriableError:
+    """Turn librdkafka's error into ours.
+
+    Parameters
+    ----------
+    error : KafkaError
+        What a client reported.
+    doing : str
+        What was being done, for the message.
+
+    Returns
+    -------
+    FatalError or RetriableError
+        By what helps: a new process, or waiting.
+    """
+    message = f"Kafka, {doing}: {error.str()} ({error.name()})."
+    if error.retriable() and not error.fatal():
+        return RetriableError(message)
+    return FatalError(message)

@@ -1,0 +1,191 @@
+"""Every metric that stream_vae exports, in one place.
+
+Base units, labels from closed lists (partitions and topics of the settings, `Reason`, stages), never an
+alert's id. A `Metrics` owns its registry, so that two pipelines in one process do not mix.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+from stream_vae import __version__
+from stream_vae.alert import FloatArray, Rejected, Scores
+from stream_vae.quality import UNSCOREABLE, Quality
+
+log = logging.getLogger("stream_vae.dead_letter")
+
+STAGES = ("decode", "stamp", "encode", "score", "enrich", "publish")
+_PARTITION = ("survey", "topic", "partition")
+
+
+class Metrics:
+    """The metrics of one worker.
+
+    Parameters
+    ----------
+    survey : str
+        Labels everything.
+    registry : CollectorRegistry, optional
+        Where they are registered; absent: a new one with process metrics.
+    """
+
+    def __init__(self, survey: str, registry: CollectorRegistry | None = None) -> None:
+        if registry is None:
+            registry = CollectorRegistry()
+            ProcessCollector(registry=registry)
+            PlatformCollector(registry=registry)
+        self.registry = registry
+        self.survey = survey
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"stream_vae_{name}", text, ("survey", *labels), registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"stream_vae_{name}", text, ("survey", *labels), registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"stream_vae_{name}", text, ("survey", *labels), buckets=buckets, registry=registry)
+
+        # The audit: consumed = published + dead-lettered + filtered, once everything in flight is settled.
+        self.consumed = counter("alerts_consumed_total", "Messages read", _PARTITION[1:])
+        self.published = counter("alerts_published_total", "Messages whose output is acknowledged", _PARTITION[1:])
+        self.dead_lettered = counter(
+            "alerts_dead_lettered_total", "Messages acknowledged in the dead-letter topic", _PARTITION[1:]
+        )
+        self.filtered = counter("alerts_filtered_total", "Messages that the filter settings left out", _PARTITION[1:])
+        self.in_flight = gauge("alerts_in_flight", "Messages read whose outcome is not yet committed")
+        self.offset_gaps = counter(
+            "offset_gaps_total",
+            "Offsets that were skipped by the broker: compacted, aborted or expired",
+            _PARTITION[1:],
+        )
+
+        self.rejected = counter("alerts_rejected_total", "Dead letters by reason", ("stage", "reason"))
+        self.unscored = counter("alerts_unscored_total", "Alerts published without a code, by quality flag", ("flag",))
+        self.flagged = counter("alerts_flagged_total", "Alerts by quality flag, scored or not", ("flag",))
+        self.input_bytes = counter("input_bytes_total", "Bytes of messages read")
+        self.output_bytes = counter("output_bytes_total", "Bytes of messages produced")
+
+        self.stage_seconds = counter("stage_seconds_total", "Wall-clock time by stage", ("stage",))
+        self.stage_cpu_seconds = counter("stage_cpu_seconds_total", "CPU time by stage", ("stage",))
+        self.batch_alerts = histogram("batch_alerts", "Alerts in a batch", (1, 4, 16, 32, 64, 128, 256, 512, 1024))
+        self.latency = histogram(
+            "latency_seconds",
+            "From the message's Kafka timestamp to the acknowledgement of its output",
+            (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
+        )
+        self.real_score = histogram("real_score", "Scores published", tuple(i / 10 for i in range(1, 11)))
+        self.novelty = histogram("novelty", "Novelty published", (0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0))
+
+        self.assigned = gauge("assigned_partitions", "Partitions that this worker consumes")
+        self.lag = gauge("lag_messages", "Messages behind the end of the partition", _PARTITION[1:])
+        self.producer_queue = gauge("producer_queue_messages", "Messages that librdkafka holds for producing")
+        self.consumer_queue_bytes = gauge("consumer_queue_bytes", "Bytes that librdkafka fetched ahead")
+        self.broker_rtt = gauge(
+            "broker_rtt_seconds", "Mean round trip by librdkafka's statistics", ("client", "broker")
+        )
+        self.kafka_errors = counter("kafka_errors_total", "Errors that librdkafka reported", ("client", "code"))
+        self.commits = counter("commits_total", "Offset commits", ("outcome",))
+        self.rebalances = counter("rebalances_total", "Partition assignments and revocations", ("event",))
+        self.ready = gauge("ready", "1 while the worker consumes, else 0")
+        self.release_info = Info("stream_vae_release", "The release that scores", registry=registry)
+        Info("stream_vae_build", "The software", registry=registry).info({"version": __version__})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a stage.
+
+        Parameters
+        ----------
+        name : str
+            One of `STAGES`.
+
+        Yields
+        ------
+        None
+            Nothing.
+        """
+        wall, cpu = perf_counter(), process_time()
+        try:
+            yield
+        finally:
+            self.stage_seconds.labels(self.survey, name).inc(perf_counter() - wall)
+            self.stage_cpu_seconds.labels(self.survey, name).inc(process_time() - cpu)
+
+    def count_quality(self, quality: npt.NDArray[np.uint32], scores: Scores) -> None:
+        """Count the quality flags and scores of a batch.
+
+        Parameters
+        ----------
+        quality : ndarray
+            (n,) `Quality` bits.
+        scores : Scores
+            (n,) each, NaN where unknown.
+        """
+        if len(quality) == 0:
+            return
+        for flag in Quality:
+            if count := int(np.count_nonzero(quality & np.uint32(flag))):
+                self.flagged.labels(self.survey, str(flag.name).lower()).inc(count)
+                if flag & UNSCOREABLE:
+                    self.unscored.labels(self.survey, str(flag.name).lower()).inc(count)
+        _observe(self.real_score.labels(self.survey), scores.real_score)
+        _observe(self.novelty.labels(self.survey), scores.novelty)
+
+    def count_rejected(self, rejected: Sequence[Rejected]) -> None:
+        """Count and log what goes to the dead-letter topic.
+
+        Parameters
+        ----------
+        rejected : sequence of Rejected
+            Of one batch.
+        """
+        for each in rejected:
+            self.rejected.labels(self.survey, each.stage, each.reason.value).inc()
+            log.warning("dead letter %s at %s (%s): %s", each.packet.origin, each.stage, each.reason.value, each.error)
+
+    def take_statistics(self, client: str, document: str) -> None:
+        """Export what matters of librdkafka's statistics.
+
+        Parameters
+        ----------
+        client : str
+            ``consumer`` or ``producer``.
+        document : str
+            librdkafka's JSON.
+        """
+        statistics: dict[str, Any] = json.loads(document)
+        for name, broker in statistics.get("brokers", {}).items():
+            if broker.get("nodeid", -1) >= 0 and (rtt := broker.get("rtt", {}).get("avg")):
+                self.broker_rtt.labels(self.survey, client, name).set(rtt / 1e6)
+        if client == "producer":
+            self.producer_queue.labels(self.survey).set(statistics.get("msg_cnt", 0))
+            return
+        queued = 0
+        for topic, details in statistics.get("topics", {}).items():
+            for partition, numbers in details.get("partitions", {}).items():
+                queued += numbers.get("fetchq_size", 0)
+                lag = numbers.get("consumer_lag", -1)
+                if lag >= 0 and numbers.get("fetch_state") == "active":
+                    self.lag.labels(self.survey, topic, partition).set(lag)
+        self.consumer_queue_bytes.labels(self.survey).set(queued)
+
+
+def _observe(histogram: Histogram, values: FloatArray) -> None:
+    for value in values[np.isfinite(values)].tolist():
+        histogram.observe(value)

@@ -1,0 +1,1 @@
+"""The model and its releases; only `release` is needed to serve one."""

@@ -1,0 +1,76 @@
+"""The way of an alert, on one screen.
+
+    Kafka -> source -> decode -> stamp -> encode -> score -> enrich -> sink -> Kafka
+
+`enriched` is a plain function of a batch of packets: no broker, no clock, nothing to wait for. Every packet
+that goes in comes out with exactly one fate: published, dead-lettered or filtered. The effects are in the
+source and the sink, and `stream_vae.runtime.worker` runs the loop between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stream_vae.alert import Outcome, Packet, Rejected
+from stream_vae.errors import Reason
+from stream_vae.metrics import Metrics
+from stream_vae.stages.dead_letter import dead_letter
+from stream_vae.stages.decode import Decoder
+from stream_vae.stages.encode import Encoder
+from stream_vae.stages.enrich import Enricher
+from stream_vae.stages.score import Scorer
+from stream_vae.stages.stamp import Stamper
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages as one release needs them; a new release is a new set, put in between two batches."""
+
+    decoder: Decoder
+    stamper: Stamper
+    encoder: Encoder
+    scorer: Scorer
+    enricher: Enricher
+    dead_letter_topic: str
+
+
+def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> list[Outcome]:
+    """Take a batch of packets all the way to messages.
+
+    Parameters
+    ----------
+    packets : sequence of Packet
+        As consumed.
+    stages : Stages
+        Of the release that scores.
+    metrics : Metrics
+        Where time and fates are counted.
+
+    Returns
+    -------
+    list of Outcome
+        One a packet: published and filtered ones in the order of the packets, then dead letters.
+
+    Raises
+    ------
+    RetriableError
+        If something outside cannot be reached for now; nothing was published.
+    """
+    with metrics.stage("decode"):
+        alerts, rejected = stages.decoder.decode(packets)
+    with metrics.stage("stamp"):
+        stamps = stages.stamper.cut(alerts)
+    with metrics.stage("encode"):
+        codes, stamps, poison = stages.encoder.encode(stamps)
+    with metrics.stage("score"):
+        scores = stages.scorer.score(codes)
+    with metrics.stage("enrich"):
+        results = stages.enricher.enrich(alerts, codes, scores, stamps.quality)
+    for row in poison:
+        text = "the encoder fails on this alert alone"
+        results[row] = Rejected(alerts[row].packet, Reason.POISON, "encode", text, alerts[row].alert_id)
+
+    rejected = [*rejected, *(result for result in results if isinstance(result, Rejected))]
+    metrics.count_quality(stamps.quality, scores)
+    metrics.count_rejected(rejected)
+    published = [result for result in results if isinstance(result, Outcome)]
+    return published + [dead_letter(each, stages.dead_letter_topic) for each in rejected]

@@ -1,0 +1,271 @@
+"""One worker: source, stages and sink, and the loop between them."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+
+from stream_vae import assembly, kafka
+from stream_vae.alert import Outcome, Packet
+from stream_vae.avro.walker import warm_up
+from stream_vae.errors import ConfigError, FatalError, RetriableError
+from stream_vae.metrics import Metrics
+from stream_vae.model.release import Release
+from stream_vae.pipeline import Stages, enriched
+from stream_vae.settings import Settings
+from stream_vae.stages.ledger import Ledger
+from stream_vae.stages.sink import AtLeastOnceSink, ExactlyOnceSink, Sink
+from stream_vae.stages.source import Source
+
+log = logging.getLogger(__name__)
+
+_LONGEST_BACKOFF_S = 30.0
+_RATIO_WINDOW_S = 60.0
+_RATIO_LEAST = 100
+"""Messages in the window before their dead-letter ratio means anything."""
+
+
+class Worker:
+    """Owns its consumer, stages and producer; `run` returns when it is told to stop or has nothing left.
+
+    Parameters
+    ----------
+    settings : Settings
+        Everything.
+    metrics : Metrics
+        Where to count.
+    slot : int
+        The worker's number, stable over restarts.
+    release : Release, optional
+        Absent: the one that the settings name.
+
+    Raises
+    ------
+    ConfigError
+        If anything that the worker needs is missing or wrong; nothing was consumed then.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, *, slot: int = 0, release: Release | None = None) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._stop = threading.Event()
+        self._ready = False
+        self._reason = "starting"
+        self._heartbeat = monotonic()
+        self._fates: deque[tuple[float, int, int]] = deque()
+        check_topics(settings)
+        self.release = release or assembly.release_of(settings)
+        warm_up()
+        self._stages: Stages = assembly.stages_of(settings, self.release, assembly.registry_of(settings.registry))
+        self._ledger = Ledger()
+        statistics = settings.metrics.statistics_interval_s
+        self._sink: Sink
+        if settings.delivery.mode == "exactly_once":
+            self._sink = ExactlyOnceSink(
+                settings.kafka, settings.delivery, metrics, self._ledger, slot=slot, statistics_interval_s=statistics
+            )
+        else:
+            self._sink = AtLeastOnceSink(
+                settings.kafka,
+                settings.delivery,
+                metrics,
+                self._ledger,
+                max_in_flight=settings.batch.max_in_flight,
+                slot=slot,
+                statistics_interval_s=statistics,
+            )
+        self._source = Source(
+            settings.kafka,
+            settings.batch,
+            metrics,
+            self._ledger,
+            before_revoke=self._drain,
+            statistics_interval_s=statistics,
+        )
+        self._sink.source = self._source
+        metrics.release_info.info(
+            {"survey": metrics.survey, "release": self.release.id, "latent_space": self.release.card.latent_space}
+        )
+
+    def stop(self) -> None:
+        """Ask the loop to finish its batch and return; safe from signal handlers and other threads."""
+        self._stop.set()
+
+    def ready(self) -> tuple[bool, str]:
+        """Tell whether the worker consumes.
+
+        Returns
+        -------
+        ready : bool
+            True once partitions are assigned.
+        reason : str
+            One line.
+        """
+        return self._ready, self._reason
+
+    def alive(self) -> tuple[bool, str]:
+        """Tell whether the loop still turns.
+
+        Returns
+        -------
+        alive : bool
+            False if no batch was finished for two minutes.
+        reason : str
+            One line.
+        """
+        silent = monotonic() - self._heartbeat
+        return silent < 120, f"last turn of the loop {silent:.0f} s ago"
+
+    def run(self, *, exit_when_idle_s: float | None = None) -> None:
+        """Consume until told to stop.
+
+        Parameters
+        ----------
+        exit_when_idle_s : float, optional
+            Return once the input is caught up, all is settled and nothing came for this long.
+
+        Raises
+        ------
+        FatalError
+            If the worker cannot go on; offsets are where the last settled batch left them.
+        ConfigError
+            If it may not read or write.
+        """
+        backoff = 1.0
+        idle_since = monotonic()
+        try:
+            self._source.subscribe()
+            while not self._stop.is_set():
+                try:
+                    busy = self._turn()
+                except RetriableError as error:
+                    self._back_off(error, backoff)
+                    backoff = min(backoff * 2, _LONGEST_BACKOFF_S)
+                    continue
+                backoff = 1.0
+                if busy or not self._source.caught_up() or self._sink.in_flight:
+                    idle_since = monotonic()
+                elif exit_when_idle_s is not None and monotonic() - idle_since >= exit_when_idle_s:
+                    log.info("caught up, and nothing came for %g s", exit_when_idle_s)
+                    break
+            self._drain()
+        finally:
+            self._set_ready(ready=False, reason="stopped")
+            self.close()
+
+    def _turn(self) -> bool:
+        packets = self._source.read()
+        self._heartbeat = monotonic()
+        assigned = self._source.assigned
+        self._metrics.assigned.labels(self._metrics.survey).set(assigned)
+        self._set_ready(ready=assigned > 0, reason="consuming" if assigned else "no partitions assigned")
+        if packets:
+            self._process(packets)
+        self._sink.settle()
+        self._metrics.in_flight.labels(self._metrics.survey).set(self._sink.in_flight)
+        return bool(packets)
+
+    def _process(self, packets: Sequence[Packet]) -> None:
+        self._metrics.batch_alerts.labels(self._metrics.survey).observe(len(packets))
+        for part in by_bytes(packets, self._settings.batch.max_bytes):
+            outcomes = enriched(part, self._stages, self._metrics)
+            with self._metrics.stage("publish"):
+                self._sink.publish(part, outcomes)
+            self._watch_dead_letters(outcomes)
+
+    def _watch_dead_letters(self, outcomes: Sequence[Outcome]) -> None:
+        """Stop when most of a minute's messages are refused: the schema changed, the alerts are not bad."""
+        now = monotonic()
+        dead = sum(outcome.fate == "dead_lettered" for outcome in outcomes)
+        self._fates.append((now, dead, len(outcomes)))
+        while self._fates[0][0] < now - _RATIO_WINDOW_S:
+            self._fates.popleft()
+        refused, total = sum(entry[1] for entry in self._fates), sum(entry[2] for entry in self._fates)
+        limit = self._settings.limits.max_dead_letter_ratio
+        if total >= _RATIO_LEAST and refused > limit * total:
+            self._drain()
+            raise FatalError(
+                f"{refused} of the last {total} messages went to {self._settings.kafka.dead_letter_topic}, more than "
+                f"limits.max_dead_letter_ratio = {limit:g}.",
+                remedy="The survey's schema probably changed: `stream-vae dlq ls` shows the reasons.",
+            )
+
+    def _back_off(self, error: RetriableError, seconds: float) -> None:
+        log.warning("%s Trying again in %g s.", error, seconds)
+        self._set_ready(ready=False, reason=str(error))
+        self._sink.abandon()
+        self._source.rewind()
+        self._stop.wait(seconds)
+        self._heartbeat = monotonic()
+
+    def _drain(self) -> None:
+        """Settle and commit everything in flight, as long as the settings allow."""
+        self._sink.settle(timeout_s=self._settings.delivery.drain_timeout_s, everything=True)
+        if self._sink.in_flight:
+            log.warning("%d alerts are not acknowledged; they will be read again", self._sink.in_flight)
+            self._sink.abandon()
+
+    def _set_ready(self, *, ready: bool, reason: str) -> None:
+        self._ready, self._reason = ready, reason
+        self._metrics.ready.labels(self._metrics.survey).set(ready)
+
+    def close(self) -> None:
+        """Leave the group and release the clients; may be called twice."""
+        self._source.close()
+        self._sink.close()
+
+
+def by_bytes(packets: Sequence[Packet], max_bytes: int) -> list[Sequence[Packet]]:
+    """Split a batch whose messages are large.
+
+    Parameters
+    ----------
+    packets : sequence of Packet
+        As read.
+    max_bytes : int
+        Largest sum of a part, unless a single message is larger.
+
+    Returns
+    -------
+    list of sequence of Packet
+        In order.
+    """
+    parts: list[Sequence[Packet]] = []
+    start = size = 0
+    for at, packet in enumerate(packets):
+        if size and size + len(packet.value) > max_bytes:
+            parts.append(packets[start:at])
+            start, size = at, 0
+        size += len(packet.value)
+    parts.append(packets[start:])
+    return parts
+
+
+def check_topics(settings: Settings) -> None:
+    """Check that brokers answer and every topic is there.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``[kafka]``.
+
+    Raises
+    ------
+    ConfigError
+        Naming what is missing and how to make it.
+    """
+    section = settings.kafka
+    inputs = [topic for topic in section.input_topics if not topic.startswith("^")]
+    outputs = [topic for topic in (section.output_topic, section.lite_topic, section.dead_letter_topic) if topic]
+    found = kafka.partitions(section, [*inputs, *outputs])
+    missing = [topic for topic in (*inputs, *outputs) if topic not in found]
+    if not missing:
+        return
+    if not section.create_topics:
+        raise ConfigError(
+            f"These topics do not exist: {', '.join(missing)}.",
+            remedy="Create them (kafka-topics.sh --create), or set kafka.create_topics = true.",
+        )
+    count = max((found[topic] for topic in inputs if topic in found), default=1)
+    kafka.create_topics(section, dict.fromkeys(missing, count))

@@ -1,0 +1,285 @@
+"""The settings of one deployment, and the only module that reads the environment.
+
+Later wins: the TOML file, then secrets files, then ``STREAM_VAE_SECTION__FIELD`` variables, then what
+the command line passes. Everything is frozen after that, unknown keys and unknown ``STREAM_VAE_``
+variables are refused by name, and secrets never print.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from stream_vae.avro.framing import Framing
+from stream_vae.errors import ConfigError
+
+ENV_PREFIX = "STREAM_VAE_"
+SECRETS_DIR_VARIABLE = "STREAM_VAE_SECRETS_DIR"
+"""A directory with one file per secret, named like the variables: ``kafka__sasl_password``."""
+
+Option = str | int | float | bool
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Topics = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+
+
+class Section(BaseModel):
+    """A part of the settings; a stage gets its own and no other."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(Section):
+    """Where alerts come from and go to."""
+
+    bootstrap_servers: str = Field(description="host:port of one or more brokers, separated by commas")
+    input_topics: Topics = Field(min_length=1, description="topics to consume; one starting with ^ is a pattern")
+    output_topic: str | None = Field(default=None, description="enriched alerts: the original packet plus one field")
+    lite_topic: str | None = Field(default=None, description="enrichments without the original packet")
+    dead_letter_topic: str = Field(description="messages that cannot be decoded, bytes unchanged")
+    group_id: str = Field(default="stream-vae", min_length=1, description="the consumer group")
+    framing: Framing | None = Field(
+        default=None, description="ocf, confluent or schemaless; absent: told from the bytes"
+    )
+    schema_file: Path | None = Field(default=None, description="the .avsc of schemaless messages")
+    create_topics: bool = Field(default=False, description="create missing topics with the input's partitions")
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    options: dict[str, Option] = Field(
+        default_factory=dict, description="raw librdkafka options for consumer and producer"
+    )
+    consumer_options: dict[str, Option] = Field(default_factory=dict)
+    producer_options: dict[str, Option] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_somewhere_to_publish(self) -> "KafkaSettings":
+        if not (self.output_topic or self.lite_topic):
+            raise ValueError("set kafka.output_topic, kafka.lite_topic or both: there is nowhere to publish to")
+        outputs = {topic for topic in (self.output_topic, self.lite_topic, self.dead_letter_topic) if topic}
+        if overlap := outputs.intersection(self.input_topics):
+            raise ValueError(
+                f"{', '.join(sorted(overlap))} is both read and written: the alerts would go round for ever"
+            )
+        if self.framing is Framing.SCHEMALESS and self.schema_file is None:
+            raise ValueError("kafka.framing = 'schemaless' needs kafka.schema_file, the writer's .avsc")
+        return self
+
+
+class DeliverySettings(Section):
+    """What is promised about each alert."""
+
+    mode: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    transactional_id: str | None = Field(
+        default=None, description="stable for this worker slot; absent: group id and worker number"
+    )
+    drain_timeout_s: float = Field(default=20.0, gt=0, description="longest wait for acknowledgements on a stop")
+
+
+class BatchSettings(Section):
+    """How alerts are grouped: whichever bound is reached first closes the batch."""
+
+    # Small rounds keep packets in cache: see tests/bench/README.md.
+    max_alerts: int = Field(default=128, ge=1, le=10_000)
+    max_bytes: int = Field(default=16 * 2**20, ge=2**16)
+    max_wait_s: float = Field(default=0.2, gt=0, le=60)
+    max_in_flight: int = Field(default=2, ge=1, le=64, description="published batches that wait for acknowledgement")
+
+
+class ReleaseSettings(Section):
+    """Which model scores the alerts."""
+
+    store: str = Field(description="folder or fsspec URL of the release store")
+    id: str | None = Field(default=None, description="a release id; absent: the store's current one")
+    threads: int = Field(default=1, ge=1, description="ONNX Runtime threads of one worker")
+
+
+class RegistrySettings(Section):
+    """The schema registry of Confluent-framed topics."""
+
+    url: str | None = Field(default=None, description="http(s) URL, mock://NAME, or a folder of <id>.avsc files")
+    username: str | None = None
+    password: SecretStr | None = None
+
+
+class MetricsSettings(Section):
+    """Prometheus metrics and health."""
+
+    port: int | None = Field(default=None, ge=0, le=65_535, description="absent: not served; 0: any free port")
+    host: str = "127.0.0.1"
+    statistics_interval_s: float = Field(default=5.0, ge=0, description="librdkafka statistics; 0 switches them off")
+
+
+class LimitSettings(Section):
+    """Bounds on what one message may cost."""
+
+    max_packet_bytes: int = Field(default=16 * 2**20, ge=1024)
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    max_cutout_bytes: int = Field(default=4 * 2**20, ge=2880, description="one cutout, decompressed")
+    max_dead_letter_ratio: float = Field(
+        default=0.5, gt=0, le=1, description="over this share in a minute the worker stops: the schema changed"
+    )
+
+
+class FilterSettings(Section):
+    """What is deliberately not published; counted, and never a default."""
+
+    min_real_score: float | None = Field(
+        default=None, ge=0, le=1, description="alerts scored below are filtered; unscored ones always pass"
+    )
+
+
+def _no_whitespace(value: str) -> str:
+    if value != value.strip() or not value:
+        raise ValueError("must not be empty or padded with spaces")
+    return value
+
+
+class Settings(BaseSettings):
+    """Everything one deployment needs; see the classes of its sections."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    survey: Annotated[str, AfterValidator(_no_whitespace)] = Field(
+        description="a profile's name, or the path of a profile in TOML"
+    )
+    survey_profile: dict[str, Any] | None = Field(
+        default=None, description="a profile written here, for a survey that stream_vae has no file for"
+    )
+    kafka: KafkaSettings
+    release: ReleaseSettings
+    delivery: DeliverySettings = DeliverySettings()
+    batch: BatchSettings = BatchSettings()
+    registry: RegistrySettings = RegistrySettings()
+    metrics: MetricsSettings = MetricsSettings()
+    limits: LimitSettings = LimitSettings()
+    filter: FilterSettings = FilterSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags, environment, secrets files, TOML."""
+        del dotenv_settings  # a .env file in the working directory is a surprise, not a setting
+        secrets = NestedSecretsSettingsSource(file_secret_settings)
+        return init_settings, env_settings, secrets, TomlConfigSettingsSource(settings_cls)
+
+
+def load(path: Path | None = None, **flags: Any) -> Settings:
+    """Read the settings.
+
+    Parameters
+    ----------
+    path : Path, optional
+        The TOML file; without one everything comes from the environment.
+    **flags : Any
+        What the command line sets, by top-level name; wins over everything else.
+
+    Returns
+    -------
+    Settings
+        Validated and frozen.
+
+    Raises
+    ------
+    ConfigError
+        Naming each wrong key, what is wrong with it and where settings come from.
+    """
+    _check_file(path)
+    _refuse_unknown_variables(os.environ)
+    secrets_dir = os.environ.get(SECRETS_DIR_VARIABLE)
+    if secrets_dir and not Path(secrets_dir).is_dir():
+        raise ConfigError(f"{SECRETS_DIR_VARIABLE} is {secrets_dir!r}, which is no directory.")
+
+    class Loaded(Settings):
+        model_config = SettingsConfigDict(toml_file=path, secrets_dir=secrets_dir)
+
+    try:
+        return Loaded(**flags)
+    except (ValidationError, SettingsError) as error:
+        raise ConfigError(_explain(error, path)) from None
+
+
+def _check_file(path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read the settings file {path}: {error.strerror}.",
+            remedy="`stream-vae config init` writes one to start from.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names(field.annotation, f"{prefix}{name.upper()}__")
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {*_names(Settings, ENV_PREFIX), SECRETS_DIR_VARIABLE}
+    for name in environment:
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+            near = get_close_matches(name.upper(), known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known ones are {', '.join(sorted(known))}."
+            raise ConfigError(f"The environment variable {name} is not a setting.", remedy=hint)
+
+
+def _explain(error: ValidationError | SettingsError, path: Path | None) -> str:
+    where = f" of {path} and the environment" if path else " of the environment (no settings file was given)"
+    if isinstance(error, SettingsError):
+        return f"The settings{where} cannot be read: {error}."
+    lines = [f"The settings{where} are wrong:"]
+    for problem in error.errors(include_input=False, include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        lines.append(f"  {key or 'settings'}: {_message(problem['type'], problem['msg'], key)}")
+    return "\n".join(lines)
+
+
+def _message(kind: str, message: str, key: str) -> str:
+    if kind == "missing":
+        return f"is required; set it in the file or as {ENV_PREFIX}{key.upper().replace('.', '__')}."
+    if kind == "extra_forbidden":
+        section, _, name = key.rpartition(".")
+        model: Any = Settings
+        if section:
+            model = Settings.model_fields[section].annotation if section in Settings.model_fields else None
+        known = list(model.model_fields) if model is not None and hasattr(model, "model_fields") else []
+        near = get_close_matches(name, known, n=1)
+        return f"is no setting; did you mean {near[0]}?" if near else f"is no setting; known here: {', '.join(known)}."
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,201 @@
+"""Packets to alerts: open the framing, walk the record, find the fields that the survey's profile names.
+
+Nothing is decoded here but the alert's id; cutouts and other values are read from their byte spans by the
+stage that needs them. A packet that cannot be walked to its last byte is rejected with the reason.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stream_vae.alert import Alert, Packet, Rejected
+from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.limits import Limits
+from stream_vae.avro.schema import WriterSchema
+from stream_vae.avro.walker import FieldPlan
+from stream_vae.errors import Reason, RejectedAlertError
+from stream_vae.surveys import CUTOUTS, Fields, Profile
+
+STAGE = "decode"
+_SHAPE = ("height", "width")
+
+
+class Layout:
+    """Where one writer schema keeps what a profile names.
+
+    Parameters
+    ----------
+    writer : WriterSchema
+        The schema that the packets were written with.
+    profile : Profile
+        The survey's paths.
+    limits : Limits
+        Bounds on what one record may cost.
+
+    Raises
+    ------
+    RejectedAlertError
+        If the schema has no field for the alert's id.
+    """
+
+    __slots__ = ("_index", "plan", "time_format")
+
+    def __init__(self, writer: WriterSchema, profile: Profile, limits: Limits) -> None:
+        wanted = _wanted(profile)
+        paths = [path for alternatives in wanted.values() for path in alternatives]
+        missing = frozenset(FieldPlan(writer.parsed, paths, limits).missing)
+        chosen = {
+            name: next((path for path in alternatives if path not in missing), None)
+            for name, alternatives in wanted.items()
+        }
+        if chosen["alert_id"] is None:
+            raise RejectedAlertError(
+                f"the writer schema has none of {', '.join(profile.fields.alert_id)}", reason=Reason.SCHEMA
+            )
+        present = {name: path for name, path in chosen.items() if path is not None}
+        self._index = {name: at for at, name in enumerate(present)}
+        self.plan = FieldPlan(writer.parsed, list(present.values()), limits)
+        self.time_format = profile.time_format
+
+    def has(self, name: str) -> bool:
+        """Tell whether the schema has a field for one of the profile's names.
+
+        Parameters
+        ----------
+        name : str
+            A profile's field or cutout.
+
+        Returns
+        -------
+        bool
+            False if no alert of this schema can have it.
+        """
+        return name in self._index
+
+    def value(self, name: str, body: bytes | memoryview, spans: npt.NDArray[np.int64]) -> Any:
+        """Decode one value.
+
+        Parameters
+        ----------
+        name : str
+            A profile's field.
+        body : bytes or memoryview
+            The record.
+        spans : ndarray
+            What the walk found.
+
+        Returns
+        -------
+        int, float, str, bytes or None
+            None where it is null or absent.
+
+        Raises
+        ------
+        RejectedAlertError
+            If a string is not UTF-8.
+        """
+        at = self._index.get(name)
+        return None if at is None or spans[at, 0] < 0 else self.plan.value(body, spans, at)
+
+    def cutout(self, name: str, body: bytes | memoryview, spans: npt.NDArray[np.int64]) -> bytes | memoryview | None:
+        """Return a cutout's bytes without copying them.
+
+        Parameters
+        ----------
+        name : str
+            One of `CUTOUTS`.
+        body : bytes or memoryview
+            The record.
+        spans : ndarray
+            What the walk found.
+
+        Returns
+        -------
+        bytes, memoryview or None
+            None where it is null or absent.
+        """
+        at = self._index.get(name)
+        if at is None or spans[at, 0] < 0:
+            return None
+        value = self.plan.value(body, spans, at)
+        return value if isinstance(value, bytes | memoryview) else None
+
+
+def _wanted(profile: Profile) -> dict[str, tuple[str, ...]]:
+    fields = {name: getattr(profile.fields, name) for name in Fields.model_fields}
+    cutouts = {name: profile.cutouts.paths(name) for name in CUTOUTS}
+    return fields | cutouts | {name: getattr(profile.cutouts, name) for name in _SHAPE}
+
+
+class Decoded(NamedTuple):
+    """A batch after this stage: every packet is in one of the two."""
+
+    alerts: list[Alert]
+    rejected: list[Rejected]
+
+
+class Decoder:
+    """Opens and walks the packets of one survey.
+
+    Parameters
+    ----------
+    frames : FrameReader
+        Knows the framing and the schemas.
+    profile : Profile
+        The survey's paths.
+    limits : Limits
+        Bounds on what one record may cost.
+    """
+
+    def __init__(self, frames: FrameReader, profile: Profile, limits: Limits) -> None:
+        self._frames = frames
+        self._profile = profile
+        self._limits = limits
+        self._layouts: OrderedDict[str, Layout] = OrderedDict()
+
+    def decode(self, packets: Sequence[Packet]) -> Decoded:
+        """Walk a batch.
+
+        Parameters
+        ----------
+        packets : sequence of Packet
+            As consumed.
+
+        Returns
+        -------
+        Decoded
+            Alerts in the order of their packets, and what had to be rejected.
+
+        Raises
+        ------
+        RetriableError
+            If the schema registry cannot be reached; nothing was decoded then.
+        """
+        alerts: list[Alert] = []
+        rejected: list[Rejected] = []
+        for packet in packets:
+            try:
+                alerts.append(self._alert(packet))
+            except RejectedAlertError as error:
+                rejected.append(Rejected(packet, error.reason, STAGE, str(error)))
+        return Decoded(alerts, rejected)
+
+    def _alert(self, packet: Packet) -> Alert:
+        frame = self._frames.open(packet.value)
+        layout = self._layout(frame.writer)
+        spans = layout.plan.walk(frame.body)
+        alert_id = layout.value("alert_id", frame.body, spans)
+        if alert_id is None:
+            raise RejectedAlertError("the alert's id is null", reason=Reason.MISSING_ID)
+        return Alert(packet, frame, layout, spans, str(alert_id))
+
+    def _layout(self, writer: WriterSchema) -> Layout:
+        layout = self._layouts.get(writer.digest)
+        if layout is None:
+            layout = self._layouts[writer.digest] = Layout(writer, self._profile, self._limits)
+            if len(self._layouts) > self._limits.schema_cache_entries:
+                self._layouts.popitem(last=False)
+        return layout

@@ -1,0 +1,139 @@
+"""Latent codes to scores: real/bogus with its spread, distance to known transients, novelty."""
+
+import numba
+import numpy as np
+
+from stream_vae.alert import Codes, FloatArray, Scores
+from stream_vae.errors import ConfigError
+from stream_vae.model.release import REFERENCE, SCORER, Release
+from stream_vae.stages.encode import open_session
+
+_SMALLEST = 16  # as in encode: one kernel for every batch size, so that redelivery gives the same bytes
+NEIGHBOURS = 5
+"""Reference transients whose mean distance is published: one alone is at the mercy of a mislabelled anchor."""
+
+
+class Scorer:
+    """What one release says about a latent code.
+
+    Parameters
+    ----------
+    release : Release
+        Verified.
+
+    Raises
+    ------
+    ConfigError
+        If the release's reference or scorer does not fit its latent size.
+    """
+
+    def __init__(self, release: Release) -> None:
+        path = release.path(SCORER)
+        self._session = open_session(path) if path else None
+        size = release.card.latent_size
+        try:
+            with np.load(release.folder / REFERENCE, allow_pickle=False) as reference:
+                self._real = np.ascontiguousarray(reference["real_z_mean"], np.float32)
+                self._center = np.ascontiguousarray(reference["center"], np.float32)
+                self._whitening = np.ascontiguousarray(reference["whitening"], np.float32)
+                self._quantiles = np.ascontiguousarray(reference["novelty_quantiles"], np.float32)
+        except (KeyError, ValueError, OSError) as error:
+            raise ConfigError(f"{REFERENCE} of {release.id} cannot be read: {error}.") from error
+        shapes = (self._real.shape[1:], self._center.shape, self._whitening.shape)
+        if shapes != ((size,), (size,), (size, size)) or len(self._quantiles) < 2:
+            raise ConfigError(f"{REFERENCE} of {release.id} does not fit {size} latents.")
+
+    @property
+    def has_scorer(self) -> bool:
+        """Whether the release can tell real from bogus."""
+        return self._session is not None
+
+    def score(self, codes: Codes) -> Scores:
+        """Score a batch; rows without a code get NaN.
+
+        Parameters
+        ----------
+        codes : Codes
+            (n, latent size) each, NaN where not encoded.
+
+        Returns
+        -------
+        Scores
+            (n,) each.
+        """
+        rows = len(codes.z_mean)
+        real_score, real_score_std = self._real_scores(codes)
+        distance = np.full(rows, np.nan, np.float32)
+        if len(self._real):
+            distance = _nearest(codes.z_mean, self._real, NEIGHBOURS)
+        return Scores(real_score, real_score_std, distance, self._novelty(codes.z_mean))
+
+    def _real_scores(self, codes: Codes) -> tuple[FloatArray, FloatArray]:
+        rows = len(codes.z_mean)
+        if self._session is None:
+            nothing = np.full(rows, np.nan, np.float32)
+            return nothing, nothing
+        known = np.isfinite(codes.z_mean[:, 0])
+        padded = max(rows, _SMALLEST)
+        z_mean = np.zeros((padded, codes.z_mean.shape[1]), np.float32)
+        z_log_var = np.zeros_like(z_mean)
+        z_mean[:rows][known] = codes.z_mean[known]
+        z_log_var[:rows][known] = codes.z_log_var[known]
+        inputs = {"z_mean": z_mean, "z_log_var": z_log_var}
+        score, std = self._session.run(["real_score", "real_score_std"], inputs)
+        return (
+            np.where(known, score[:rows], np.float32(np.nan)),
+            np.where(known, std[:rows], np.float32(np.nan)),
+        )
+
+    def _novelty(self, z_mean: FloatArray) -> FloatArray:
+        distance = _mahalanobis(z_mean, self._center, self._whitening)
+        shares = np.linspace(0.0, 1.0, len(self._quantiles))
+        novelty: FloatArray = np.interp(distance, self._quantiles, shares).astype(np.float32)
+        return novelty
+
+
+# Plain loops and no matrix products: BLAS rounds by the shape of the batch, these do not.
+
+
+@numba.njit(nogil=True, cache=True)
+def _nearest(z_mean: FloatArray, anchors: FloatArray, neighbours: int) -> FloatArray:
+    """Mean Euclidean distance to the nearest anchors, (n,)."""
+    rows, size = z_mean.shape
+    k = min(neighbours, len(anchors))
+    out = np.empty(rows, np.float32)
+    nearest = np.empty(k, np.float32)
+    for n in range(rows):
+        nearest[:] = np.inf
+        for a in range(len(anchors)):
+            total = np.float32(0.0)
+            for d in range(size):
+                total += (z_mean[n, d] - anchors[a, d]) ** 2
+            if not total < nearest[k - 1]:
+                continue
+            place = k - 1
+            while place > 0 and nearest[place - 1] > total:
+                nearest[place] = nearest[place - 1]
+                place -= 1
+            nearest[place] = total
+        mean = np.float32(0.0)
+        for i in range(k):
+            mean += np.sqrt(nearest[i])
+        out[n] = mean / k if np.isfinite(z_mean[n, 0]) else np.nan
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _mahalanobis(z_mean: FloatArray, center: FloatArray, whitening: FloatArray) -> FloatArray:
+    """Length of the whitened code, (n,)."""
+    rows, size = z_mean.shape
+    out = np.empty(rows, np.float32)
+    for n in range(rows):
+        total = np.float32(0.0)
+        for i in range(size):
+            component = np.float32(0.0)
+            for j in range(size):
+                component += whitening[i, j] * (z_mean[n, j] - center[j])
+            total += component * component
+        out[n] = np.sqrt(total)
+    return out

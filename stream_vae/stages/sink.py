@@ -1,0 +1,410 @@
+"""Messages to Kafka: produce, wait for every acknowledgement, and only then call a batch settled.
+
+`AtLeastOnceSink` keeps a few batches in flight and settles them in the order they were read. `ExactlyOnceSink`
+makes each batch one transaction together with the offsets and the ledger's pages.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic, time
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from stream_vae import kafka
+from stream_vae.alert import Fate, Outcome, Outgoing, Packet, Rejected
+from stream_vae.errors import FatalError, Reason, RetriableError
+from stream_vae.metrics import Metrics
+from stream_vae.settings import DeliverySettings, KafkaSettings
+from stream_vae.stages.dead_letter import dead_letter
+from stream_vae.stages.ledger import Ledger, Pages
+from stream_vae.stages.source import Source
+
+log = logging.getLogger(__name__)
+
+_TOO_LARGE = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE))
+
+
+class Sink(Protocol):
+    """Where outcomes go and get settled."""
+
+    source: Source | None
+    """Whose offsets are committed."""
+
+    def publish(self, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
+        """Begin to produce the messages of a batch."""
+
+    def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:
+        """Commit what is acknowledged; wait for all of it if asked to."""
+
+    @property
+    def in_flight(self) -> int:
+        """Packets whose outcome is not settled."""
+
+    def abandon(self) -> None:
+        """Forget what is not settled: it will be read again."""
+
+    def close(self) -> None:
+        """Give up what is not settled; may be called twice."""
+
+
+class _Batch:
+    """One published batch and what is still missing of it."""
+
+    __slots__ = ("failures", "missing", "outcomes", "packets")
+
+    def __init__(self, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
+        self.packets = packets
+        self.outcomes = list(outcomes)
+        self.missing = 0
+        self.failures: list[tuple[int, KafkaError]] = []
+
+    def delivered(self, index: int, error: KafkaError | None, message: object) -> None:
+        del message
+        self.missing -= 1
+        if error is not None:
+            self.failures.append((index, error))
+
+    def enter(self, ledger: Ledger) -> Pages:
+        read = (((packet.topic, packet.partition), packet.offset) for packet in self.packets)
+        fates = (((packet.topic, packet.partition), packet.offset, fate) for packet, _, fate in self.outcomes)
+        return ledger.settle(read, fates)
+
+
+class _Producing:
+    """What both sinks share: a producer, oversized messages, counting."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        delivery: DeliverySettings,
+        metrics: Metrics,
+        *,
+        slot: int = 0,
+        statistics_interval_s: float = 5.0,
+    ) -> None:
+        self._settings = settings
+        self._delivery = delivery
+        self._metrics = metrics
+        options = kafka.producer_options(settings, delivery, slot) | {"error_cb": self._on_error}
+        if statistics_interval_s:
+            options["statistics.interval.ms"] = int(statistics_interval_s * 1000)
+            options["stats_cb"] = lambda document: metrics.take_statistics("producer", document)
+        self._producer: Producer = kafka.make(Producer, options)
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._metrics.kafka_errors.labels(self._metrics.survey, "producer", error.name()).inc()
+        log.warning("kafka producer: %s (%s)", error.str(), error.name())
+
+    def _produce_batch(self, batch: _Batch) -> None:
+        for index, outcome in enumerate(batch.outcomes):
+            for message in outcome.messages:
+                self._produce(batch, index, message)
+        self._producer.poll(0)
+
+    def _produce(self, batch: _Batch, index: int, message: Outgoing) -> None:
+        batch.missing += 1
+        deadline = monotonic() + self._delivery.drain_timeout_s
+        while True:
+            try:
+                self._producer.produce(
+                    message.topic,
+                    message.value,
+                    message.key,
+                    on_delivery=partial(batch.delivered, index),
+                    timestamp=message.timestamp_ms or 0,
+                    headers=message.headers,
+                )
+            except BufferError:
+                if monotonic() > deadline:
+                    batch.missing -= 1
+                    raise FatalError("Kafka takes no more messages: the producer's queue stays full.") from None
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                batch.delivered(index, error.args[0], None)
+                return
+            else:
+                return
+
+    def _mend(self, batch: _Batch) -> None:
+        """Dead-letter what the output topic refuses for its size; anything else stops the worker."""
+        failures, batch.failures = batch.failures, []
+        for index, error in failures:
+            outcome = batch.outcomes[index]
+            if error.code() not in _TOO_LARGE:
+                raise kafka.as_error(error, f"publishing the alert of {outcome.packet.origin}")
+            if outcome.fate == "dead_lettered":
+                raise FatalError(
+                    f"The dead letter of {outcome.packet.origin} ({len(outcome.packet.value)} bytes) is too large for "
+                    f"{self._settings.dead_letter_topic}.",
+                    remedy="Raise max.message.bytes of that topic to that of the input topic and a little more.",
+                )
+            text = f"the enriched message is refused for its size: {error.str()}"
+            rejected = Rejected(outcome.packet, Reason.TOO_LARGE_TO_PUBLISH, "publish", text)
+            batch.outcomes[index] = dead_letter(rejected, self._settings.dead_letter_topic)
+            self._metrics.rejected.labels(self._metrics.survey, "publish", rejected.reason.value).inc()
+            for message in batch.outcomes[index].messages:
+                self._produce(batch, index, message)
+
+    def _count(self, batch: _Batch) -> None:
+        metrics, now = self._metrics, time()
+        counters: dict[Fate, Any] = {
+            "published": metrics.published,
+            "dead_lettered": metrics.dead_lettered,
+            "filtered": metrics.filtered,
+        }
+        latency = metrics.latency.labels(metrics.survey)
+        counts = Counter((fate, packet.topic, packet.partition) for packet, _, fate in batch.outcomes)
+        for (fate, *where), count in counts.items():
+            counters[fate].labels(metrics.survey, *where).inc(count)
+        for packet in batch.packets:
+            if packet.timestamp_ms is not None:
+                latency.observe(max(now - packet.timestamp_ms / 1000, 0.0))
+        size = sum(len(message.value) for outcome in batch.outcomes for message in outcome.messages)
+        metrics.output_bytes.labels(metrics.survey).inc(size)
+
+
+class AtLeastOnceSink(_Producing):
+    """Settles batches in the order they were read, as their acknowledgements come in.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    delivery : DeliverySettings
+        ``[delivery]``.
+    metrics : Metrics
+        Where to count.
+    ledger : Ledger
+        The worker's books.
+    max_in_flight : int
+        Batches that may wait for acknowledgement before `publish` waits.
+    **options : Any
+        ``slot`` and ``statistics_interval_s``.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        delivery: DeliverySettings,
+        metrics: Metrics,
+        ledger: Ledger,
+        *,
+        max_in_flight: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(settings, delivery, metrics, **options)
+        self._ledger = ledger
+        self._max_in_flight = max_in_flight
+        self._waiting: deque[_Batch] = deque()
+        self.source: Source | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Packets whose outcome is not settled."""
+        return sum(len(batch.packets) for batch in self._waiting)
+
+    def publish(self, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
+        """Begin to produce the messages of a batch.
+
+        Parameters
+        ----------
+        packets : sequence of Packet
+            As read.
+        outcomes : sequence of Outcome
+            What became of each.
+
+        Raises
+        ------
+        FatalError
+            If Kafka takes no more.
+        """
+        while len(self._waiting) >= self._max_in_flight:
+            before = len(self._waiting)
+            self.settle(timeout_s=0.5)
+            if len(self._waiting) == before:
+                self._producer.poll(0.1)
+        batch = _Batch(packets, outcomes)
+        self._waiting.append(batch)
+        self._produce_batch(batch)
+
+    def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:
+        """Commit the batches at the front whose every message is acknowledged.
+
+        Parameters
+        ----------
+        timeout_s : float
+            Longest wait for the oldest batch, or for all of them.
+        everything : bool
+            Whether to wait for all batches, and for the commit's answer.
+
+        Raises
+        ------
+        FatalError, RetriableError
+            If a message cannot be delivered; what is not settled will be read again.
+        """
+        deadline = monotonic() + timeout_s
+        pages: Pages = {}
+        while self._waiting:
+            batch = self._waiting[0]
+            if batch.missing:
+                self._producer.poll(max(min(deadline - monotonic(), 0.1), 0.0))
+            if batch.failures:
+                self._mend(batch)
+            elif not batch.missing:
+                self._waiting.popleft()
+                pages |= self._enter(batch)
+                continue
+            if monotonic() >= deadline:
+                break
+            if not everything and pages:
+                break
+        if pages and self.source is not None:
+            self.source.commit(pages, wait=everything)
+
+    def _enter(self, batch: _Batch) -> Pages:
+        self._count(batch)
+        return batch.enter(self._ledger)
+
+    def abandon(self) -> None:
+        """Forget what is not settled: it will be read again."""
+        self._waiting.clear()
+        self._producer.purge()
+
+    def close(self) -> None:
+        """Give up what is not settled; may be called twice."""
+        self.abandon()
+        self._producer.flush(1)
+
+
+class ExactlyOnceSink(_Producing):
+    """Makes every batch one transaction: messages, offsets and pages become visible together or not at all.
+
+    Needs a broker that knows transactions; readers must use ``isolation.level=read_committed``.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    delivery : DeliverySettings
+        ``[delivery]``.
+    metrics : Metrics
+        Where to count.
+    ledger : Ledger
+        The worker's books.
+    **options : Any
+        ``slot`` and ``statistics_interval_s``.
+
+    Raises
+    ------
+    FatalError
+        If transactions cannot be initialised.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        delivery: DeliverySettings,
+        metrics: Metrics,
+        ledger: Ledger,
+        **options: Any,
+    ) -> None:
+        super().__init__(settings, delivery, metrics, **options)
+        self._ledger = ledger
+        self.source: Source | None = None
+        try:
+            self._producer.init_transactions(30.0)
+        except KafkaException as error:
+            raise kafka.as_error(error.args[0], "initialising transactions") from error
+
+    @property
+    def in_flight(self) -> int:
+        """Packets whose outcome is not settled: none between batches."""
+        return 0
+
+    def publish(self, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
+        """Commit one transaction with a batch.
+
+        Parameters
+        ----------
+        packets : sequence of Packet
+            As read.
+        outcomes : sequence of Outcome
+            What became of each.
+
+        Raises
+        ------
+        RetriableError
+            If the transaction was aborted; the source was rewound.
+        FatalError
+            If this producer was fenced or broke.
+        """
+        assert self.source is not None, "the worker connects source and sink"
+        batch = _Batch(packets, outcomes)
+        kept = self._ledger.snapshot()
+        try:
+            self._producer.begin_transaction()
+            self._produce_batch(batch)
+            while batch.missing or batch.failures:
+                self._flush()
+                self._mend(batch)
+            pages = batch.enter(self._ledger)
+            if not pages:
+                # Every partition left while this was on its way: its new owner reads it again.
+                self._producer.abort_transaction(30.0)
+                return
+            self._producer.send_offsets_to_transaction(self.source.offsets(pages), self.source.group_metadata(), 30.0)
+            self._commit()
+        except (KafkaException, RetriableError) as error:
+            self._ledger.restore(kept)
+            self._abort(error)
+        else:
+            self._count(batch)
+
+    def _flush(self) -> None:
+        if self._producer.flush(self._delivery.drain_timeout_s):
+            raise RetriableError("Kafka did not acknowledge a transaction's messages in time.")
+
+    def _commit(self) -> None:
+        while True:
+            try:
+                self._producer.commit_transaction(30.0)
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise
+            else:
+                return
+
+    def _abort(self, error: KafkaException | RetriableError) -> None:
+        cause = error.args[0] if isinstance(error, KafkaException) else None
+        if isinstance(cause, KafkaError) and cause.fatal():
+            raise FatalError(f"Kafka, in a transaction: {cause.str()} ({cause.name()}).") from error
+        try:
+            self._producer.abort_transaction(30.0)
+        except KafkaException as failed:
+            raise FatalError(f"A transaction cannot be aborted: {failed.args[0].str()}.") from failed
+        assert self.source is not None, "the worker connects source and sink"
+        self.source.rewind()
+        raise RetriableError(f"A transaction was aborted: {error}.") from error
+
+    def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:
+        """Do nothing: a batch is settled when `publish` returns.
+
+        Parameters
+        ----------
+        timeout_s : float
+            Unused.
+        everything : bool
+            Unused.
+        """
+        del timeout_s, everything
+        self._producer.poll(0)
+
+    def abandon(self) -> None:
+        """Do nothing: an aborted transaction leaves nothing behind."""
+
+    def close(self) -> None:
+        """Close; may be called twice."""
+        self._producer.flush(1)

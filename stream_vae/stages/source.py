@@ -1,0 +1,298 @@
+"""Kafka to packets: the consumer, its rebalances, and the commit of what is settled.
+
+A batch closes when it has ``max_alerts`` messages or ``max_wait_s`` is over, whichever comes first; both are
+librdkafka's own batch consume, so waiting costs no CPU. Offsets are committed by hand, only up to the oldest
+message whose outcome is acknowledged, and with the partition's page of the ledger as metadata.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_INVALID,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from stream_vae import kafka
+from stream_vae.alert import Packet
+from stream_vae.errors import ConfigError, FatalError
+from stream_vae.metrics import Metrics
+from stream_vae.settings import BatchSettings, KafkaSettings
+from stream_vae.stages.ledger import Ledger, Page, Pages, Partition
+
+log = logging.getLogger(__name__)
+
+_HOPELESS = frozenset(
+    (
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError._AUTHENTICATION,  # noqa: SLF001 - librdkafka names its local errors so
+    )
+)
+
+
+class Source:
+    """The consuming end of one worker.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    batch : BatchSettings
+        ``[batch]``.
+    metrics : Metrics
+        Where to count.
+    ledger : Ledger
+        The worker's books; its pages are opened and closed here.
+    before_revoke : callable
+        Called before partitions leave: settle and commit what is in flight.
+    statistics_interval_s : float
+        How often librdkafka reports; 0 for never.
+
+    Raises
+    ------
+    ConfigError
+        If librdkafka refuses the options.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        batch: BatchSettings,
+        metrics: Metrics,
+        ledger: Ledger,
+        *,
+        before_revoke: Callable[[], None],
+        statistics_interval_s: float = 5.0,
+    ) -> None:
+        self._settings = settings
+        self._batch = batch
+        self._metrics = metrics
+        self._ledger = ledger
+        self._before_revoke = before_revoke
+        self._next: dict[Partition, int] = {}
+        self._at_end: set[Partition] = set()
+        self._failure: KafkaError | None = None
+        options = kafka.consumer_options(settings) | {"error_cb": self._on_error, "on_commit": self._on_commit}
+        if statistics_interval_s:
+            options["statistics.interval.ms"] = int(statistics_interval_s * 1000)
+            options["stats_cb"] = lambda document: metrics.take_statistics("consumer", document)
+        self._consumer: Consumer = kafka.make(Consumer, options)
+        self._closed = False
+
+    def subscribe(self) -> None:
+        """Join the group."""
+        self._consumer.subscribe(
+            list(self._settings.input_topics),
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    @property
+    def assigned(self) -> int:
+        """Number of partitions that this worker owns."""
+        return len(self._consumer.assignment())
+
+    def read(self, timeout_s: float | None = None) -> list[Packet]:
+        """Read one batch.
+
+        Parameters
+        ----------
+        timeout_s : float, optional
+            Longest wait for a full batch; absent: ``batch.max_wait_s``.
+
+        Returns
+        -------
+        list of Packet
+            Empty if nothing came in time.
+
+        Raises
+        ------
+        FatalError
+            If the consumer cannot go on.
+        ConfigError
+            If it may not read.
+        """
+        wait = self._batch.max_wait_s if timeout_s is None else timeout_s
+        messages = self._consumer.consume(self._batch.max_alerts, wait)
+        if self._failure is not None:
+            raise kafka.as_error(self._failure, "consuming")
+        packets = [packet for message in messages if (packet := self._packet(message)) is not None]
+        self._count(packets)
+        return packets
+
+    def _packet(self, message: Message) -> Packet | None:
+        topic, partition = message.topic(), message.partition()
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                self._at_end.add((topic, partition))
+            else:
+                self._raise_unless_passing(error)
+            return None
+        if not self._ledger.owns((topic, partition)):
+            return None  # left while it waited in librdkafka's queue: its new owner reads it
+        kind, timestamp = message.timestamp()
+        return Packet(
+            message.value() or b"",
+            topic,
+            partition,
+            message.offset(),
+            message.key(),
+            None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp,
+            message.headers() or (),
+        )
+
+    def _raise_unless_passing(self, error: KafkaError) -> None:
+        self._metrics.kafka_errors.labels(self._metrics.survey, "consumer", error.name()).inc()
+        if error.code() in _HOPELESS:
+            raise ConfigError(
+                f"Kafka does not let group {self._settings.group_id!r} read "
+                f"{', '.join(self._settings.input_topics)}: {error.str()}.",
+                remedy="Grant READ on the topics and on the group, and check kafka.options.",
+            )
+        if error.fatal():
+            raise FatalError(f"Kafka, consuming: {error.str()} ({error.name()}).")
+        log.warning("kafka consumer: %s (%s)", error.str(), error.name())
+
+    def _count(self, packets: Sequence[Packet]) -> None:
+        survey = self._metrics.survey
+        for where, count in Counter((packet.topic, packet.partition) for packet in packets).items():
+            self._metrics.consumed.labels(survey, *where).inc(count)
+        self._metrics.input_bytes.labels(survey).inc(sum(len(packet.value) for packet in packets))
+        for packet in packets:
+            partition = (packet.topic, packet.partition)
+            expected = self._next.get(partition)
+            if expected is not None and packet.offset > expected:
+                gap = packet.offset - expected
+                self._metrics.offset_gaps.labels(survey, *partition).inc(gap)
+            self._next[partition] = packet.offset + 1
+            self._at_end.discard(partition)
+
+    def commit(self, pages: Pages, *, wait: bool = False) -> None:
+        """Commit the pages of partitions whose messages are settled.
+
+        Parameters
+        ----------
+        pages : dict
+            From `Ledger.settle`.
+        wait : bool
+            Whether to wait for the broker's answer.
+        """
+        offsets = self.offsets(pages)
+        if not offsets:
+            return
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=not wait)
+        except KafkaException as error:
+            # The next commit, or the next owner's reading again, makes up for it: at least once holds.
+            log.warning("commit failed: %s", error.args[0].str())
+
+    def _on_commit(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
+        self._metrics.commits.labels(self._metrics.survey, "failed" if error else "succeeded").inc()
+        if error:
+            log.warning("commit of %d offsets failed: %s", len(offsets), error.str())
+
+    @staticmethod
+    def offsets(pages: Pages) -> list[TopicPartition]:
+        """Write pages as offsets with metadata, for a commit or a transaction.
+
+        Parameters
+        ----------
+        pages : dict
+            By partition.
+
+        Returns
+        -------
+        list of TopicPartition
+            Next offsets.
+        """
+        return [
+            TopicPartition(topic, partition, page.next_offset, metadata=page.metadata())
+            for (topic, partition), page in pages.items()
+        ]
+
+    def group_metadata(self) -> Any:
+        """Return what a transaction needs to know of this member of the group.
+
+        Returns
+        -------
+        object
+            For ``send_offsets_to_transaction``.
+        """
+        return self._consumer.consumer_group_metadata()
+
+    def rewind(self) -> None:
+        """Go back to what is committed, after an aborted transaction."""
+        for partition in self._consumer.assignment():
+            page = self._ledger.page((partition.topic, partition.partition))
+            if page is not None:
+                self._next.pop((partition.topic, partition.partition), None)
+                self._consumer.seek(TopicPartition(partition.topic, partition.partition, page.next_offset))
+
+    def caught_up(self) -> bool:
+        """Tell whether everything up to the end of every assigned partition was read.
+
+        Returns
+        -------
+        bool
+            False while nothing is assigned.
+        """
+        owned = {(entry.topic, entry.partition) for entry in self._consumer.assignment()}
+        return bool(owned) and owned <= self._at_end
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances.labels(self._metrics.survey, "assigned").inc()
+        try:
+            committed = consumer.committed(partitions, timeout=30)
+        except KafkaException as error:
+            raise FatalError(f"The committed offsets cannot be read: {error.args[0].str()}.") from error
+        for entry in committed:
+            partition = (entry.topic, entry.partition)
+            offset = entry.offset if entry.offset != OFFSET_INVALID else -1
+            self._ledger.open(partition, Page.read(max(offset, -1), entry.metadata))
+        self._log("assigned", partitions)
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        del consumer
+        self._metrics.rebalances.labels(self._metrics.survey, "revoked").inc()
+        self._before_revoke()
+        self._forget(partitions)
+        self._log("revoked", partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        del consumer
+        self._metrics.rebalances.labels(self._metrics.survey, "lost").inc()
+        self._forget(partitions)
+        self._log("lost", partitions)
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        for entry in partitions:
+            self._ledger.close((entry.topic, entry.partition))
+            self._next.pop((entry.topic, entry.partition), None)
+            self._at_end.discard((entry.topic, entry.partition))
+
+    def _log(self, event: str, partitions: Sequence[TopicPartition]) -> None:
+        names = ", ".join(f"{entry.topic}/{entry.partition}" for entry in partitions)
+        log.info("partitions %s: %s", event, names or "none")
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._metrics.kafka_errors.labels(self._metrics.survey, "consumer", error.name()).inc()
+        if error.fatal() or error.code() in _HOPELESS:
+            self._failure = error
+        else:
+            log.warning("kafka consumer: %s (%s)", error.str(), error.name())
+
+    def close(self) -> None:
+        """Leave the group; may be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()

@@ -1,0 +1,185 @@
+"""Alerts to stamps: the cutouts that the release asks for, cropped around the candidate and scaled.
+
+Every alert gets a row. What was done to it (filled, padded) and why it cannot be scored, if so, is in its
+quality flags; an unscoreable alert's row is zero.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from stream_vae.alert import Alert, FloatArray
+from stream_vae.cutout import CutoutError, centre_of, crop_into, decompress, read_fits, read_float32
+from stream_vae.model.release import Preprocessing
+from stream_vae.quality import UNSCOREABLE, Quality
+from stream_vae.surveys import Cutouts
+
+Flags = npt.NDArray[np.uint32]
+
+# Plain integers: an IntFlag's | costs a microsecond, and there are several an alert.
+_UNSCOREABLE = int(UNSCOREABLE)
+_MISSING = int(Quality.MISSING_CUTOUT)
+_PADDED = int(Quality.PADDED)
+_NOT_SQUARE = int(Quality.NOT_SQUARE)
+_MASKED = int(Quality.MASKED_PIXELS)
+_BLANK = int(Quality.BLANK)
+_TOO_MANY = int(Quality.TOO_MANY_MASKED)
+
+
+class Stamps(NamedTuple):
+    """A batch of stamps, one row an alert."""
+
+    stamps: FloatArray
+    """(n, size, size, channels) scaled; zero where unscoreable."""
+    quality: Flags
+    """(n,) `Quality` bits."""
+
+    @property
+    def scoreable(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether the row may be encoded."""
+        scoreable: npt.NDArray[np.bool_] = (self.quality & _UNSCOREABLE) == 0
+        return scoreable
+
+
+class Stamper:
+    """Cuts the stamps that one release wants out of one survey's alerts.
+
+    Parameters
+    ----------
+    preprocessing : Preprocessing
+        The release's channels, size and limits.
+    cutouts : Cutouts
+        The survey's encoding and geometry.
+    max_cutout_bytes : int
+        Largest decompressed cutout.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, cutouts: Cutouts, max_cutout_bytes: int) -> None:
+        self.preprocessing = preprocessing
+        self._cutouts = cutouts
+        self._max_bytes = max_cutout_bytes
+
+    def cut(self, alerts: Sequence[Alert]) -> Stamps:
+        """Cut and scale the stamps of a batch.
+
+        Parameters
+        ----------
+        alerts : sequence of Alert
+            Decoded alerts.
+
+        Returns
+        -------
+        Stamps
+            One row an alert, in order.
+        """
+        wanted = self.preprocessing
+        raw = np.empty((len(alerts), wanted.stamp_size, wanted.stamp_size, len(wanted.cutouts)), np.float32)
+        quality = np.zeros(len(alerts), np.uint32)
+        with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32's range becomes inf: masked
+            for row, alert in enumerate(alerts):
+                flags = 0
+                for channel, name in enumerate(wanted.cutouts):
+                    flags |= self._cut_one(raw[row, :, :, channel], alert, name)
+                quality[row] = flags
+        unusable = (quality & _UNSCOREABLE) != 0
+        raw[unusable] = 0.0
+        stamps, found = normalise(raw, wanted)
+        found[unusable] = 0  # a row without pixels is blank: that says nothing about the sky
+        return Stamps(stamps, quality | found)
+
+    def _cut_one(self, out: FloatArray, alert: Alert, name: str) -> int:
+        cutout = alert.cutout(name)
+        if cutout is None or len(cutout) == 0:
+            return _MISSING
+        try:
+            image = self._image(cutout, alert)
+        except CutoutError as error:
+            return int(error.quality)
+        row, column = self._candidate_pixel(image.shape, alert)
+        padded = crop_into(out, image, row, column)
+        square = image.shape[0] == image.shape[1]
+        return (_PADDED if padded else 0) | (0 if square else _NOT_SQUARE)
+
+    def _image(self, cutout: bytes | memoryview, alert: Alert) -> npt.NDArray[np.generic]:
+        if self._cutouts.encoding == "float32":
+            if len(cutout) > self._max_bytes:
+                raise CutoutError(f"stamp of {len(cutout)} bytes", quality=Quality.OVERSIZED_CUTOUT)
+            return read_float32(cutout, alert.field("height"), alert.field("width"))
+        return read_fits(decompress(cutout, self._max_bytes))
+
+    def _candidate_pixel(self, shape: tuple[int, ...], alert: Alert) -> tuple[int, int]:
+        nominal = self._cutouts.nominal_size
+        if nominal is None or (shape[0] >= nominal and shape[1] >= nominal):
+            return shape[0] // 2, shape[1] // 2
+        return (
+            centre_of(shape[0], nominal, alert.field("y_pixel")),
+            centre_of(shape[1], nominal, alert.field("x_pixel")),
+        )
+
+
+def normalise(raw: FloatArray, preprocessing: Preprocessing) -> tuple[FloatArray, Flags]:
+    """Scale stamps as Huijse et al. (2018, section 3) do: minus the median, over the largest absolute value.
+
+    Each channel is scaled by itself. Pixels that are not finite count as masked: they take no part in
+    median and scale, and hold ``preprocessing.fill`` afterwards.
+
+    Parameters
+    ----------
+    raw : ndarray
+        (n, size, size, channels) float32 in any unit.
+    preprocessing : Preprocessing
+        Fill value and largest share of masked pixels.
+
+    Returns
+    -------
+    stamps : ndarray
+        (n, size, size, channels) float32 within [-1, 1]; zero where unscoreable.
+    quality : ndarray
+        (n,) uint32 of MASKED_PIXELS, BLANK and TOO_MANY_MASKED bits.
+    """
+    raw = np.ascontiguousarray(raw, np.float32)
+    return _normalise(raw, np.float32(preprocessing.fill), preprocessing.max_masked_fraction)  # type: ignore[no-any-return]
+
+
+@numba.njit(nogil=True, cache=True)
+def _normalise(  # noqa: C901 - one pass over the pixels, compiled
+    raw: FloatArray, fill: np.float32, max_masked: float
+) -> tuple[FloatArray, Flags]:
+    rows, height, width, channels = raw.shape
+    pixels = height * width
+    out = np.empty_like(raw)
+    quality = np.zeros(rows, np.uint32)
+    known = np.empty(pixels, np.float32)
+    for n in range(rows):
+        flags = 0
+        for c in range(channels):
+            count = 0
+            for y in range(height):
+                for x in range(width):
+                    if np.isfinite(raw[n, y, x, c]):
+                        known[count] = raw[n, y, x, c]
+                        count += 1
+            if count < pixels:
+                flags |= _MASKED
+            if count == 0 or pixels - count > max_masked * pixels:
+                flags |= _TOO_MANY
+                continue
+            median = np.float32(np.median(known[:count]))
+            scale = np.float32(0.0)
+            for k in range(count):
+                scale = max(scale, abs(known[k] - median))
+            # Infinite when values near float32's limits differ by more than it holds.
+            if not (scale > 0.0 and np.isfinite(scale)):
+                flags |= _BLANK if scale == 0.0 else _TOO_MANY
+                continue
+            for y in range(height):
+                for x in range(width):
+                    value = raw[n, y, x, c]
+                    out[n, y, x, c] = (value - median) / scale if np.isfinite(value) else fill
+        if flags & (_BLANK | _TOO_MANY):
+            out[n] = 0.0
+        quality[n] = flags
+    return out, quality
