@@ -1,6 +1,6 @@
 """Simulated candidates: whole image pairs are made, subtracted and searched, and stamps cut round what is found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,21 +105,54 @@ def simulate_stamps(
     ValueError
         `n` or `size` make no sense.
     """
-    if n < 1 or size < 3 or size % 2 == 0:
-        raise ValueError(f"n must be positive and size odd and at least 3, not {n} and {size}")
-    wanted = _wanted(n, real_fraction)
+    if n < 1:
+        raise ValueError(f"n must be positive, not {n}")
     parts: list[SimulatedStamps] = []
-    done = np.zeros(2, int)  # bogus, real
-    group = 0
-    while done.sum() < n:
-        part = _simulate_pair(np.random.default_rng((seed, group)), size, group)
-        part = _take(part, _keep(part.labels, wanted - done, n - int(done.sum())))
+    done = 0
+    for part in simulate_images(n, size=size, seed=seed, real_fraction=real_fraction):
         parts.append(part)
-        done += np.bincount(part.labels, minlength=2)
-        group += 1
+        done += len(part)
         if progress is not None:
-            progress(int(done.sum()), n)
+            progress(done, n)
     return _join(parts)
+
+
+def simulate_images(
+    n: int, *, size: int = 21, seed: int = 0, real_fraction: float | None = None
+) -> Iterator[SimulatedStamps]:
+    """Simulate like `simulate_stamps`, and yield the stamps image by image, so that not all are in memory at once.
+
+    Parameters
+    ----------
+    n : int
+        Number of stamps in all.
+    size : int
+        Pixels along each side of a stamp, odd.
+    seed : int
+        Fixes everything.
+    real_fraction : float, optional
+        Share of real ones among the `n`.
+
+    Yields
+    ------
+    SimulatedStamps
+        Those of one image pair; there may be none.
+
+    Raises
+    ------
+    ValueError
+        `size` or `real_fraction` make no sense.
+    """
+    if size < 3 or size % 2 == 0:
+        raise ValueError(f"size must be odd and at least 3, not {size}")
+    missing, group = _wanted(n, real_fraction), 0
+    while n > 0:
+        part = _simulate_pair(np.random.default_rng((seed, group)), size, group)
+        part = _take(part, _keep(part.labels, missing, n))
+        yield part
+        missing = missing - np.bincount(part.labels, minlength=2)
+        n -= len(part)
+        group += 1
 
 
 def _wanted(n: int, real_fraction: float | None) -> npt.NDArray[np.int64]:
