@@ -20,7 +20,7 @@ from pathlib import Path
 
 import redis
 from confluent_kafka.admin import AdminClient, NewTopic
-from stream_vae.embedded.kafka import EmbeddedKafka
+from stream_vae.embedded.kafka import CONSUMER_OPTIONS, EmbeddedKafka
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import ConfigError
 
@@ -73,20 +73,17 @@ class MissingServiceError(Exception):
 class Kafka:
     """A Kafka that tests use: the real one or the embedded one, with the same verbs.
 
-    `embedded` tells which promises hold: the embedded one has no transactions worth the name, keeps 5 MB a
-    partition, and knows no topic configuration.
+    Where `embedded` is not None there are no transactions worth the name, no more than 5 MB a partition, and no
+    configuration of topics.
     """
 
     bootstrap_servers: str
     embedded: EmbeddedKafka | None = None
 
     @property
-    def has_transactions(self) -> bool:
-        return self.embedded is None
-
-    @property
-    def evicts_silently(self) -> bool:
-        return self.embedded is not None
+    def consumer_options(self) -> dict[str, int]:
+        """What makes a group settle fast; 6 s is the shortest session that a real broker takes by default."""
+        return dict(CONSUMER_OPTIONS if self.embedded else {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500})
 
     @staticmethod
     def topic(stem: str = "test") -> str:
@@ -267,3 +264,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+if __name__ == "__main__":
+    # Ahead of the tests, whose time-out should not pay for a slow download.
+    print(kafka_jars())

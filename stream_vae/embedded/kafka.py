@@ -6,6 +6,9 @@ groups, headers, timestamps, keys and committed offsets. What it does not do:
 
 - It keeps about 5 MB a partition and evicts the oldest messages silently. Whoever produces must wait for
   whoever consumes, and whoever consumes must treat a gap in the offsets as a loss.
+- A rebalance of an existing group waits for its members for the session time-out less one second, also when all
+  of them are there or gone: consumers should take `CONSUMER_OPTIONS`.
+- A topic that does not exist is made on the fly, with four partitions.
 - Transactions begin and end but mean nothing: no offsets in them, no fencing, no ``read_committed``.
 - Topics cannot be made or described through an admin client: use `EmbeddedKafka.create_topic`.
 
@@ -26,6 +29,9 @@ RETAINED_BYTES_PER_PARTITION = 5 * 1024 * 1024
 
 MAX_PARTITIONS = 64
 """More than any demo needs; each partition of the mock may hold 5 MB of this process's memory."""
+
+CONSUMER_OPTIONS: Mapping[str, int] = MappingProxyType({"session.timeout.ms": 2000, "heartbeat.interval.ms": 200})
+"""What a consumer of the mock should set: a group then settles in a second, with the default time-out in 44."""
 
 _PRODUCER = 0  # rd_kafka_type_t; the mock cluster hangs on a client handle of any type
 _LOG_ERRORS_ONLY = b"3"  # syslog level: without it the unused handle warns that it has no bootstrap servers
