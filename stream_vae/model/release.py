@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -245,7 +245,7 @@ class ReleaseStore:
             If the store cannot be reached.
         """
         cards = []
-        for name in self._folders():
+        for name in self.folders():
             try:
                 cards.append(
                     ReleaseCard.model_validate_json(self._fs.cat_file(str(self._root / "releases" / name / CARD)))
@@ -254,19 +254,29 @@ class ReleaseStore:
                 continue
         return sorted(cards, key=lambda card: (card.created_at, card.id))
 
-    def _folders(self) -> Iterator[str]:
+    def folders(self) -> list[str]:
+        """List what lies in the store, whole or not.
+
+        Returns
+        -------
+        list of str
+            Names of the release folders, sorted.
+
+        Raises
+        ------
+        RetriableError
+            If the store cannot be reached.
+        """
         try:
             # A store that another process writes to changes: never answer from fsspec's cache.
             self._fs.invalidate_cache()
             entries = self._fs.ls(str(self._root / "releases"), detail=False)
         except FileNotFoundError:
-            return
+            return []
         except OSError as error:
             raise RetriableError(f"The release store {self.url} cannot be read: {error}.") from error
-        for entry in entries:
-            name = PurePosixPath(str(entry).rstrip("/")).name
-            if _ID.match(name):
-                yield name
+        names = (PurePosixPath(str(entry).rstrip("/")).name for entry in entries)
+        return sorted(name for name in names if _ID.match(name))
 
     def current(self) -> str | None:
         """Return the id of the release that is served.
@@ -310,7 +320,7 @@ class ReleaseStore:
         ConfigError
             If there is none such, or several.
         """
-        ids = list(self._folders())
+        ids = self.folders()
         if release_id is None:
             current = self.current()
             if current is None:

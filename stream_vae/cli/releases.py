@@ -1,0 +1,124 @@
+"""``stream-vae releases``: what is in a store, and which of it is served."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from stream_vae.cli import EXIT_NO, app, console
+from stream_vae.cli.options import AsJson, Store, answer
+from stream_vae.model.release import ReleaseCard, ReleaseStore, problems
+
+group = typer.Typer(no_args_is_help=True, help="List, show, verify, promote and roll back releases.")
+app.add_typer(group, name="releases")
+
+ReleaseId = Annotated[str | None, typer.Argument(metavar="[ID]", help="An id or an unambiguous end of one.")]
+
+
+@group.command("list")
+def list_releases(store: Store, as_json: AsJson = False) -> None:
+    """List the releases of a store, oldest first.
+
+    Examples:
+
+        stream-vae releases list --store releases
+    """
+    opened = ReleaseStore(store)
+    cards, current = opened.cards(), opened.current()
+    if as_json:
+        answer([card.model_dump(mode="json") | {"current": card.id == current} for card in cards])
+        return
+    table = Table("", "release", "made", "latents", "cutouts", "latent space", "AUC")
+    for card in cards:
+        table.add_row(
+            "*" if card.id == current else "",
+            card.id,
+            f"{card.created_at:%Y-%m-%d %H:%M}",
+            str(card.latent_size),
+            ", ".join(card.preprocessing.cutouts),
+            card.latent_space,
+            _auc(card),
+        )
+    console.print(table if cards else f"No releases in {store}.")
+
+
+def _auc(card: ReleaseCard) -> str:
+    auc = card.metrics.get("auc")
+    return f"{auc:.3f}" if isinstance(auc, float) else ""
+
+
+@group.command()
+def show(store: Store, release: ReleaseId = None, as_json: AsJson = False) -> None:
+    """Show the card of a release; absent: the current one.
+
+    Examples:
+
+        stream-vae releases show --store releases
+    """
+    opened = ReleaseStore(store)
+    card = opened.load(release).card
+    if as_json:
+        answer(card.model_dump(mode="json"))
+    else:
+        console.print_json(card.model_dump_json())
+        for event in opened.history():
+            if event["release"] == card.id:
+                console.print(f"{event['time']}  {event['event']}  {event.get('reason', '')}", highlight=False)
+
+
+@group.command()
+def verify(store: Store, release: ReleaseId = None, as_json: AsJson = False) -> None:
+    """Check the digests of a release, or of all; exit 1 if any file is not what was released.
+
+    Examples:
+
+        stream-vae releases verify --store releases
+    """
+    opened = ReleaseStore(store)
+    names = opened.folders() if release is None else [opened.resolve(release)]
+    found = {name: problems(opened.fetch(name)) for name in names}
+    if as_json:
+        answer(found)
+    for name, faults in {} if as_json else found.items():
+        console.print(f"{name}: {'[red]damaged[/red]: ' + '; '.join(faults) if faults else '[green]good[/green]'}")
+    if any(found.values()):
+        raise typer.Exit(EXIT_NO)
+
+
+@group.command()
+def promote(
+    release: Annotated[str, typer.Argument(metavar="ID", help="An id or an unambiguous end of one.")],
+    store: Store,
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    as_json: AsJson = False,
+) -> None:
+    """Serve a release from now on; workers take it up when they start.
+
+    Examples:
+
+        stream-vae releases promote quick-20260101-0123456789ab --store releases
+    """
+    name = ReleaseStore(store).promote(release, reason=reason)
+    if as_json:
+        answer({"current": name})
+    else:
+        console.print(f"Current release: {name}")
+
+
+@group.command()
+def rollback(
+    store: Store,
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    as_json: AsJson = False,
+) -> None:
+    """Serve the release again that was current before this one.
+
+    Examples:
+
+        stream-vae releases rollback --store releases --reason "scores drifted"
+    """
+    name = ReleaseStore(store).rollback(reason=reason)
+    if as_json:
+        answer({"current": name})
+    else:
+        console.print(f"Current release: {name}")
