@@ -1,0 +1,1 @@
+"""Training: from stamps to a release. Nothing here is imported by serving."""

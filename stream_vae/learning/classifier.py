@@ -1,0 +1,266 @@
+"""The real/bogus scorer: a one-hidden-layer network on the latent code that knows the code is uncertain.
+
+It is trained on draws from each stamp's posterior q(z|x). What it gives is the expected probability of
+being real over that posterior, and the probability's spread. The expectation is taken at a fixed set of
+quasi-random points, so that one stamp always gets one score. A held-out part calibrates it (Platt scaling).
+
+References
+----------
+Huijse et al. 2018, section 4 (a one-hidden-layer classifier on the latent code); Platt 1999, section 2.2
+(the sigmoid fit with its smoothed targets); Owen 1998 (scrambled Sobol points).
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_vae.learning.progress import Reporter, silent
+from stream_vae.learning.recipe import ScorerSection
+from stream_vae.model.backend import keras
+
+Codes = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Codes of stamps with their labels.
+
+    Parameters
+    ----------
+    z_mean, z_log_var : ndarray, shape (n, latent_size)
+        The encoder's two heads.
+    real : ndarray of bool, shape (n,)
+        Whether the stamp is of a real transient.
+    """
+
+    z_mean: Codes
+    z_log_var: Codes
+    real: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A fitted scorer as plain arrays; `export` writes the same as a graph.
+
+    Parameters
+    ----------
+    hidden_weights : ndarray, shape (latent_size, hidden)
+        The standardisation of codes is folded in.
+    hidden_bias : ndarray, shape (hidden,)
+        Of the hidden layer.
+    output_weights : ndarray, shape (hidden,)
+        From hidden layer to logit.
+    output_bias : float
+        Of the logit.
+    offsets : ndarray, shape (draws, latent_size)
+        Where the posterior is looked at, in standard deviations from its mean.
+    """
+
+    hidden_weights: Codes
+    hidden_bias: Codes
+    output_weights: Codes
+    output_bias: float
+    offsets: Codes
+
+    def logits(self, z_mean: Codes, z_log_var: Codes) -> Codes:
+        """Logit of being real at each of the points.
+
+        Parameters
+        ----------
+        z_mean, z_log_var : ndarray, shape (n, latent_size)
+            The encoder's two heads.
+
+        Returns
+        -------
+        ndarray, shape (n, draws)
+            Calibrated once `calibrate` was applied.
+        """
+        z = z_mean[:, np.newaxis] + np.exp(0.5 * z_log_var)[:, np.newaxis] * self.offsets  # (n, draws, latent_size)
+        hidden = np.maximum(z @ self.hidden_weights + self.hidden_bias, 0.0)
+        return cast("Codes", hidden @ self.output_weights + np.float32(self.output_bias))
+
+    def score(self, z_mean: Codes, z_log_var: Codes) -> tuple[Codes, Codes]:
+        """Probability of being real and its spread over the posterior.
+
+        Parameters
+        ----------
+        z_mean, z_log_var : ndarray, shape (n, latent_size)
+            The encoder's two heads.
+
+        Returns
+        -------
+        real_score, real_score_std : ndarray, shape (n,)
+            Mean and standard deviation of the probability over the points.
+        """
+        parts = [
+            _sigmoid(self.logits(z_mean[i : i + 4096], z_log_var[i : i + 4096])) for i in range(0, len(z_mean), 4096)
+        ]
+        probability = np.concatenate(parts) if parts else np.empty((0, len(self.offsets)), np.float32)
+        return probability.mean(axis=1), probability.std(axis=1)
+
+
+def quasi_random_offsets(draws: int, latent_size: int, *, seed: int) -> Codes:
+    """Points that stand for a standard normal: scrambled Sobol points and their mirror images.
+
+    Parameters
+    ----------
+    draws : int
+        A power of two.
+    latent_size : int
+        Dimensions.
+    seed : int
+        Of the scrambling.
+
+    Returns
+    -------
+    ndarray, shape (draws, latent_size)
+        With mean zero and variance one in each dimension, exactly up to rounding.
+    """
+    from scipy.stats import norm, qmc
+
+    points = norm.ppf(qmc.Sobol(latent_size, scramble=True, rng=seed).random(draws // 2))
+    points = np.concatenate([points, -points])
+    return cast("Codes", (points / points.std(axis=0)).astype(np.float32))
+
+
+def fit_scorer(
+    train: Posterior, held_out: Posterior, section: ScorerSection, *, seed: int, report: Reporter = silent
+) -> Scorer:
+    """Train on draws from the posteriors, stop on and calibrate with the held-out part.
+
+    Parameters
+    ----------
+    train, held_out : Posterior
+        Both with both classes.
+    section : ScorerSection
+        The recipe's.
+    seed : int
+        Of initial weights, shuffling and draws.
+    report : Reporter
+        Told after each epoch.
+
+    Returns
+    -------
+    Scorer
+        Calibrated to the held-out part's mix of classes.
+    """
+    keras.utils.set_random_seed(seed)
+    latent_size = train.z_mean.shape[1]
+    # Draws have the variance of the means plus that of the posteriors.
+    centre = train.z_mean.mean(axis=0)
+    spread = np.sqrt(train.z_mean.var(axis=0) + np.exp(train.z_log_var).mean(axis=0))
+    network = _Network(section.hidden, centre, spread, seed=seed)
+    network.compile(optimizer=keras.optimizers.Adam(3e-3), loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    offsets = quasi_random_offsets(section.draws, latent_size, seed=seed)
+    watch = _Watch(lambda: _as_scorer(network, centre, spread, offsets), held_out, report, section.epochs)
+    stop = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=section.patience, restore_best_weights=True)
+    real_share = train.real.mean()
+    network.fit(
+        [train.z_mean, train.z_log_var],
+        train.real.astype(np.float32)[:, np.newaxis],
+        # Both classes weigh the same while fitting; calibration brings the held-out mix back.
+        sample_weight=np.where(train.real, 0.5 / real_share, 0.5 / (1.0 - real_share)).astype(np.float32),
+        batch_size=min(128, max(8, len(train.real) // 8)),
+        epochs=section.epochs,
+        verbose=0,
+        callbacks=[watch, stop],
+    )
+    report("fit scorer", section.epochs, section.epochs)
+    return calibrate(_as_scorer(network, centre, spread, offsets), held_out)
+
+
+def calibrate(scorer: Scorer, held_out: Posterior) -> Scorer:
+    """Scale and shift the logit so that the expected probability is right on the held-out part.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        Any.
+    held_out : Posterior
+        Stamps that it was not trained on.
+
+    Returns
+    -------
+    Scorer
+        The same with another last layer.
+
+    References
+    ----------
+    Platt 1999; the targets are smoothed as in his equation 4, so that perfectly separated classes do not
+    ask for an infinite slope.
+    """
+    from scipy.optimize import minimize
+
+    logits = scorer.logits(held_out.z_mean, held_out.z_log_var).astype(np.float64)
+    real = int(held_out.real.sum())
+    target = np.where(held_out.real, (real + 1) / (real + 2), 1 / (len(held_out.real) - real + 2))
+
+    def cost(parameters: NDArray[np.float64]) -> float:
+        probability = _sigmoid(np.exp(parameters[0]) * logits + parameters[1]).mean(axis=1)
+        return _log_loss(probability, target)
+
+    found = minimize(cost, np.zeros(2), method="L-BFGS-B", bounds=[(-3.0, 3.0), (-10.0, 10.0)])
+    slope, shift = float(np.exp(found.x[0])), float(found.x[1])
+    return Scorer(
+        scorer.hidden_weights,
+        scorer.hidden_bias,
+        (slope * scorer.output_weights).astype(np.float32),
+        slope * scorer.output_bias + shift,
+        scorer.offsets,
+    )
+
+
+class _Network(keras.Model):
+    """Logit of a draw from the posterior."""
+
+    def __init__(self, hidden: int, centre: Codes, spread: Codes, *, seed: int) -> None:
+        super().__init__(name="scorer")
+        self._centre, self._spread = centre, spread
+        self.draws = keras.random.SeedGenerator(seed)
+        self.hidden = keras.layers.Dense(hidden, activation="relu")
+        self.out = keras.layers.Dense(1)
+
+    def call(self, posterior: Any) -> Any:
+        z_mean, z_log_var = posterior
+        noise = keras.random.normal(keras.ops.shape(z_mean), seed=self.draws)
+        z = z_mean + keras.ops.exp(0.5 * z_log_var) * noise
+        return self.out(self.hidden((z - self._centre) / self._spread))
+
+
+class _Watch(keras.callbacks.Callback):
+    """Add the held-out log loss of the expected probability, which is what the scorer will be judged by."""
+
+    def __init__(self, snapshot: Any, held_out: Posterior, report: Reporter, epochs: int) -> None:
+        super().__init__()
+        self._snapshot, self._held_out, self._report, self._epochs = snapshot, held_out, report, epochs
+        real = held_out.real.mean()
+        self._weights = np.where(held_out.real, 0.5 / real, 0.5 / (1.0 - real))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        score, _ = self._snapshot().score(self._held_out.z_mean, self._held_out.z_log_var)
+        logs["val_loss"] = _log_loss(score, self._held_out.real.astype(np.float64), self._weights)
+        self._report("fit scorer", epoch + 1, self._epochs, f"loss {logs['val_loss']:.3f}")
+
+
+def _as_scorer(network: Any, centre: Codes, spread: Codes, offsets: Codes) -> Scorer:
+    (weights, bias), (out_weights, out_bias) = network.hidden.get_weights(), network.out.get_weights()
+    folded = weights / spread[:, np.newaxis]
+    return Scorer(
+        folded.astype(np.float32),
+        (bias - centre @ folded).astype(np.float32),
+        out_weights[:, 0].astype(np.float32),
+        float(out_bias[0]),
+        offsets,
+    )
+
+
+def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
+    return cast("NDArray[Any]", 0.5 * (1.0 + np.tanh(0.5 * x)))  # does not overflow
+
+
+def _log_loss(probability: NDArray[Any], target: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    p = np.clip(probability.astype(np.float64), 1e-7, 1.0 - 1e-7)
+    losses = -(target * np.log(p) + (1.0 - target) * np.log1p(-p))
+    return float(np.average(losses, weights=weights))

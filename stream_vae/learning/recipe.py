@@ -1,0 +1,226 @@
+"""What a training run is made of: a `Recipe`, read from TOML and checked before anything starts.
+
+Three come with the package (``recipes/*.toml``): `quick` for a demo, `survey` to use, `paper`
+to do what the paper did. Everything has a default, so a recipe says only where it differs.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from stream_vae.errors import ConfigError
+from stream_vae.model.release import Preprocessing
+
+MIN_STAMP_SIZE = 9
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """Which stamps to train on, and how to part them."""
+
+    simulated_stamps: int = Field(default=6000, ge=64)
+    """How many to simulate when the data are `sim`, or when the scorer has no labels of its own."""
+    max_stamps: int = Field(default=200_000, ge=64)
+    """A larger set is thinned at random to this many, which bounds the memory."""
+    min_stamps: int = Field(default=64, ge=16)
+    """Fewer usable stamps than this are refused."""
+    validation_fraction: float = Field(default=0.15, gt=0.0, lt=0.5)
+    test_fraction: float = Field(default=0.15, gt=0.0, lt=0.5)
+    augment: bool = True
+    """Turn and mirror stamps at random while fitting."""
+
+
+class ModelSection(_Section):
+    """Sizes of the CVAE."""
+
+    latent_size: int = Field(default=21, ge=2, le=256)
+    filters: int = Field(default=32, ge=4, le=256)
+    linear_skip: bool = False
+
+
+class LossSection(_Section):
+    """The bound and its schedule."""
+
+    sigma: float | Literal["analytic"] = "analytic"
+    """The decoder's standard deviation per pixel of a normalised stamp, or fitted (sigma-VAE)."""
+    kl_weight: float = Field(default=1.0, gt=0.0, le=10.0)
+    anneal: Literal["none", "linear"] = "none"
+    anneal_epochs: int = Field(default=0, ge=0)
+
+    @field_validator("sigma")
+    @classmethod
+    def _positive(cls, sigma: float | str) -> float | str:
+        if not isinstance(sigma, str) and sigma <= 0:
+            raise ValueError("must be above zero, or 'analytic'")
+        return sigma
+
+
+class FitSection(_Section):
+    """The optimiser and when to stop."""
+
+    optimizer: Literal["adam", "nadam"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
+    decay: Literal["none", "cosine"] = "cosine"
+    batch_size: int = Field(default=128, ge=8, le=8192)
+    epochs: int = Field(default=60, ge=1)
+    patience: int = Field(default=10, ge=1)
+    """Epochs without a better validation loss before training stops."""
+
+
+class ScorerSection(_Section):
+    """The classifier on the latent code."""
+
+    hidden: int = Field(default=32, ge=2, le=1024)
+    draws: Literal[8, 16, 32, 64, 128] = 32
+    """Points at which the expectation over the posterior is taken (half of them mirror the others)."""
+    epochs: int = Field(default=60, ge=1)
+    patience: int = Field(default=8, ge=1)
+
+
+class Recipe(_Section):
+    """Everything that decides a training run, apart from the data themselves."""
+
+    name: str = Field(default="custom", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """Begins the ids of the releases that it makes."""
+    description: str = ""
+    seed: int = Field(default=1, ge=0, lt=2**31)
+    data: DataSection = DataSection()
+    preprocessing: Preprocessing = Preprocessing()
+    """How alerts become stamps; goes into the release, where serving reads it."""
+    model: ModelSection = ModelSection()
+    loss: LossSection = LossSection()
+    fit: FitSection = FitSection()
+    scorer: ScorerSection = ScorerSection()
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _large_enough(cls, preprocessing: Preprocessing) -> Preprocessing:
+        if preprocessing.stamp_size < MIN_STAMP_SIZE:
+            raise ValueError(f"stamp_size must be at least {MIN_STAMP_SIZE}, or three halvings leave no image")
+        return preprocessing
+
+
+def recipe_names() -> list[str]:
+    """List the recipes that come with the package.
+
+    Returns
+    -------
+    list of str
+        Names that `load_recipe` takes.
+    """
+    folder = resources.files("stream_vae.learning") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe by the name of one that comes with the package, or from a TOML file.
+
+    Parameters
+    ----------
+    name_or_path : str
+        `quick`, `survey`, `paper`, or the path of a file.
+
+    Returns
+    -------
+    Recipe
+        Checked; its name is the file's unless the file says otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe, or it does not parse, or holds an unknown key or a bad value.
+    """
+    if name_or_path in recipe_names():
+        text = (resources.files("stream_vae.learning") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
+        return parse_recipe(text, name=name_or_path)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ConfigError(
+            f"There is no recipe {name_or_path!r}: neither a file nor one of {', '.join(recipe_names())}.",
+            remedy="Name one of these, or give the path of a .toml file.",
+        )
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The recipe {path} cannot be read: {error}.", remedy="Give a readable UTF-8 file."
+        ) from error
+    return parse_recipe(text, name=path.stem)
+
+
+def parse_recipe(text: str, *, name: str) -> Recipe:
+    """Check a recipe's TOML.
+
+    Parameters
+    ----------
+    text : str
+        The TOML.
+    name : str
+        The recipe's name if the text gives none.
+
+    Returns
+    -------
+    Recipe
+        Checked.
+
+    Raises
+    ------
+    ConfigError
+        Names every offending key, and the known ones where a key is unknown.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The recipe {name!r} is not TOML: {error}.", remedy="Mend the line it names.") from error
+    return build_recipe({"name": name, **content})
+
+
+def build_recipe(content: Mapping[str, Any]) -> Recipe:
+    """Check a recipe given as nested mappings.
+
+    Parameters
+    ----------
+    content : mapping
+        Sections and their keys.
+
+    Returns
+    -------
+    Recipe
+        Checked.
+
+    Raises
+    ------
+    ConfigError
+        Names every offending key, and the known ones where a key is unknown.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise ConfigError(
+            f"The recipe {content.get('name', 'custom')!r} is wrong: {problems}.", remedy="Mend these keys."
+        ) from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    # A union's branches appear in the location after the key; what is no field name is no part of the key.
+    where = [str(part) for part in problem["loc"]]
+    key = ".".join(where[:2])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(where[:-1])
+        return f"unknown key {key!r} (known: {', '.join(known)})"
+    return f"{key!r}: {problem['msg']}, not {problem['input']!r}"
+
+
+def _known_keys(section: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for name in section:
+        model = cast("type[BaseModel]", model.model_fields[name].annotation)
+    return sorted(model.model_fields)

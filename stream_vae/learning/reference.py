@@ -1,0 +1,136 @@
+"""What a release remembers of its training stamps: `reference.npz`.
+
+Serving reads the anchors of known real transients and the whitening for novelty; drift detection the samples;
+retraining the anchor stamps; reports the PCA of the same size, to compare reconstructions with.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+REAL_ANCHORS = 256
+"""Known transients kept to measure the distance to: every alert is compared with each, at 20 ns apiece."""
+DRIFT_SAMPLE = 2000
+ANCHOR_STAMPS = 384
+
+
+def write_reference(
+    path: Path,
+    *,
+    stamps: Array,
+    z_mean: Array,
+    real_z_mean: Array,
+    real_score: Array,
+    seed: int,
+) -> None:
+    """Write the reference of the training part.
+
+    Parameters
+    ----------
+    path : Path
+        The .npz file.
+    stamps : ndarray, shape (n, size, size, channels)
+        Normalised training stamps.
+    z_mean : ndarray, shape (n, latent_size)
+        Their codes.
+    real_z_mean : ndarray, shape (k, latent_size)
+        Codes of known real transients.
+    real_score : ndarray, shape (n,)
+        Their scores.
+    seed : int
+        Of the choice of samples.
+    """
+    random = np.random.default_rng(seed)
+    center, whitening = whiten(z_mean)
+    distance = np.linalg.norm((z_mean - center) @ whitening.T, axis=1)
+    sample = _some(np.arange(len(z_mean)), DRIFT_SAMPLE, random)
+    anchors = _some(np.arange(len(z_mean)), ANCHOR_STAMPS, random)
+    mean, components = principal_components(stamps, z_mean.shape[1])
+    np.savez(
+        path,
+        real_z_mean=real_z_mean[_some(np.arange(len(real_z_mean)), REAL_ANCHORS, random)],
+        center=center,
+        whitening=whitening,
+        novelty_quantiles=np.quantile(distance, np.linspace(0.0, 1.0, 1001)).astype(np.float32),
+        z_mean=z_mean[sample],
+        real_score=real_score[sample],
+        stamps=stamps[anchors].astype(np.float16),
+        stamps_z_mean=z_mean[anchors],
+        pca_mean=mean,
+        pca_components=components,
+    )
+
+
+def whiten(z_mean: Array) -> tuple[Array, Array]:
+    """Centre of codes and the symmetric matrix that makes their covariance the identity.
+
+    Parameters
+    ----------
+    z_mean : ndarray, shape (n, latent_size)
+        Codes.
+
+    Returns
+    -------
+    center : ndarray, shape (latent_size,)
+        Their mean.
+    whitening : ndarray, shape (latent_size, latent_size)
+        Inverse square root of their covariance. A collapsed unit, which hardly varies, does not count for more than
+        a unit with a hundredth of the prior's standard deviation.
+    """
+    center = z_mean.mean(axis=0)
+    covariance = np.atleast_2d(np.cov(z_mean.astype(np.float64), rowvar=False))
+    values, vectors = np.linalg.eigh(covariance)
+    inverse = 1.0 / np.sqrt(np.maximum(values, 1e-4))
+    return center.astype(np.float32), ((vectors * inverse) @ vectors.T).astype(np.float32)
+
+
+def principal_components(stamps: Array, count: int) -> tuple[Array, Array]:
+    """Fit the linear model of the same size as the latent code.
+
+    Parameters
+    ----------
+    stamps : ndarray, shape (n, size, size, channels)
+        Normalised stamps.
+    count : int
+        How many components; fewer come back where there are fewer stamps or pixels.
+
+    Returns
+    -------
+    mean : ndarray, shape (pixels,)
+        The mean stamp.
+    components : ndarray, shape (count, pixels)
+        Orthonormal, by falling variance.
+    """
+    flat = stamps.reshape(len(stamps), -1)
+    mean = flat.mean(axis=0, dtype=np.float64)
+    # Pixels are few and stamps many: the covariance is the small matrix.
+    covariance = (flat.T @ flat).astype(np.float64) / len(flat) - np.outer(mean, mean)
+    _, vectors = np.linalg.eigh(covariance)
+    return mean.astype(np.float32), np.ascontiguousarray(vectors[:, ::-1][:, :count].T, np.float32)
+
+
+def pca_squared_error(stamps: Array, mean: Array, components: Array) -> Array:
+    """Summed squared error of stamps that are reconstructed from their principal components.
+
+    Parameters
+    ----------
+    stamps : ndarray, shape (n, size, size, channels)
+        Normalised stamps.
+    mean, components : ndarray
+        From `principal_components`.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        As `reconstruction_loss` has it.
+    """
+    centred = stamps.reshape(len(stamps), -1) - mean
+    left = centred - (centred @ components.T) @ components
+    return np.square(left).sum(axis=1)  # type: ignore[no-any-return]
+
+
+def _some(rows: NDArray[np.int64], count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    return np.sort(random.permutation(rows)[:count])

@@ -1,0 +1,151 @@
+"""Stamps to learn from: read in chunks from a source, gathered in memory, with labels and groups.
+
+A `StampSource` yields scaled stamps in input order and in bounded memory, prepared by the same code as in
+serving. `read_stamps` gathers what can be trained on.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_vae.errors import ConfigError
+from stream_vae.learning.progress import Reporter, silent
+from stream_vae.quality import UNSCOREABLE
+
+CHUNK = 2048
+"""Stamps at a time: 3.6 MB of float32 at 21x21."""
+UNKNOWN, BOGUS, REAL = -1, 0, 1
+
+
+class Chunk(NamedTuple):
+    """Some stamps in a row, one row each whether they can be scored or not."""
+
+    stamps: NDArray[np.float32]
+    """(n, size, size, channels) scaled; zero where unscoreable."""
+    quality: NDArray[np.uint32]
+    """(n,) `stream_vae.quality.Quality` bits."""
+    labels: NDArray[np.int8]
+    """(n,) 1 real, 0 bogus, -1 unknown."""
+    groups: NDArray[np.int64]
+    """(n,) what must stay together in a split: an image, an object."""
+
+    @property
+    def scoreable(self) -> NDArray[np.bool_]:
+        """(n,) whether the row may be encoded."""
+        return cast("NDArray[np.bool_]", (self.quality & np.uint32(UNSCOREABLE)) == 0)
+
+
+@dataclass(frozen=True)
+class StampSource:
+    """Stamps that can be read from the beginning as often as needed.
+
+    Parameters
+    ----------
+    kind : str
+        `simulation`, `file` or `alerts`.
+    name : str
+        What to call it in a release's card: no path of this machine.
+    count : int
+        How many stamps there are, unscoreable ones included.
+    chunks : callable
+        Returns an iterator over all of them in order.
+    grouped : bool
+        Whether the groups say anything; if not, every stamp is its own.
+    """
+
+    kind: str
+    name: str
+    count: int
+    chunks: Callable[[], Iterator[Chunk]]
+    grouped: bool
+
+
+@dataclass(frozen=True)
+class StampSet:
+    """Scoreable stamps in memory.
+
+    Parameters
+    ----------
+    stamps : ndarray, shape (n, size, size, channels)
+        Scaled.
+    labels : ndarray of int8, shape (n,)
+        1 real, 0 bogus, -1 unknown.
+    groups : ndarray of int64, shape (n,)
+        What must stay together in a split.
+    snapshot : dict
+        Where they came from, for a release's card.
+    """
+
+    stamps: NDArray[np.float32]
+    labels: NDArray[np.int8]
+    groups: NDArray[np.int64]
+    snapshot: dict[str, Any]
+
+
+def read_stamps(
+    source: StampSource, *, max_stamps: int, min_stamps: int, seed: int, report: Reporter = silent
+) -> StampSet:
+    """Gather the scoreable stamps of a source, thinned at random if they are too many.
+
+    Parameters
+    ----------
+    source : StampSource
+        Where they are.
+    max_stamps, min_stamps : int
+        Keep at most so many; refuse fewer.
+    seed : int
+        Of the thinning.
+    report : Reporter
+        Told how far it is.
+
+    Returns
+    -------
+    StampSet
+        In input order.
+
+    Raises
+    ------
+    ConfigError
+        If too few stamps can be used.
+    """
+    wanted = np.ones(source.count, np.bool_)
+    if source.count > max_stamps:
+        wanted[:] = False
+        wanted[np.random.default_rng(seed).choice(source.count, max_stamps, replace=False)] = True
+    kept: list[Chunk] = []
+    at = 0
+    for chunk in source.chunks():
+        keep = chunk.scoreable & wanted[at : at + len(chunk.stamps)]
+        kept.append(Chunk(chunk.stamps[keep], chunk.quality[keep], chunk.labels[keep], chunk.groups[keep]))
+        at += len(chunk.stamps)
+        report("read stamps", at, source.count)
+    usable = sum(len(chunk.stamps) for chunk in kept)
+    if usable < min_stamps:
+        raise ConfigError(
+            f"{source.name}: {usable} of {source.count} stamps can be used; the others are blank or mostly NaN.",
+            remedy=f"Give at least {min_stamps} stamps with finite pixels that are not all alike.",
+        )
+    stamps = np.concatenate([chunk.stamps for chunk in kept])
+    labels = np.concatenate([chunk.labels for chunk in kept])
+    groups = np.concatenate([chunk.groups for chunk in kept])
+    return StampSet(stamps, labels, groups, _snapshot(source, stamps, labels, groups))
+
+
+def _snapshot(
+    source: StampSource, stamps: NDArray[np.float32], labels: NDArray[np.int8], groups: NDArray[np.int64]
+) -> dict[str, Any]:
+    return {
+        "kind": source.kind,
+        "name": source.name,
+        "stamps": source.count,
+        "used": len(stamps),
+        "real": int((labels == REAL).sum()),
+        "bogus": int((labels == BOGUS).sum()),
+        "unlabelled": int((labels == UNKNOWN).sum()),
+        "groups": len(np.unique(groups)) if source.grouped else None,
+        "sha256": hashlib.sha256(stamps.data).hexdigest(),
+    }
