@@ -219,7 +219,7 @@ def test_two_consumers_share_the_partitions_and_keep_what_they_can(broker):
         assert first.revocations == [second.assigned]
         second.consumer.close()
         poll_until([first], lambda: first.assigned == partitions)
-        assert first.revocations == [partitions - first.assigned | first.revocations[0]]
+        assert len(first.revocations) == 1
 
 
 def test_nothing_is_lost_or_doubled_when_a_second_consumer_joins(broker):
