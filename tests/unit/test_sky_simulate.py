@@ -1,0 +1,201 @@
+"""The simulator: reproducible, labelled by match with what was injected, and without shortcuts between the classes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+from stream_vae.sky import BOGUS_KINDS, REAL_KINDS, SimulatedStamps, simulate_stamps
+from stream_vae.sky.conditions import Conditions, draw_conditions
+from stream_vae.sky.detection import THRESHOLD, Candidates, detect
+from stream_vae.sky.differencing import Difference, subtract
+from stream_vae.sky.exposure import expose_science, expose_template
+from stream_vae.sky.psf import Psf, add_points
+from stream_vae.sky.scene import Scene, draw_scene
+
+SIDE = 300
+MARGIN = 18
+
+
+@pytest.fixture(scope="module")
+def stamps() -> SimulatedStamps:
+    return simulate_stamps(2500, seed=11)
+
+
+def _same(one: SimulatedStamps, other: SimulatedStamps) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+
+
+def _head(stamps: SimulatedStamps, n: int) -> SimulatedStamps:
+    return SimulatedStamps(**{name: value[:n] for name, value in vars(stamps).items()})
+
+
+def test_the_same_seed_gives_the_same_stamps_and_a_longer_run_begins_with_a_shorter() -> None:
+    assert _same(simulate_stamps(60, seed=3), _head(simulate_stamps(90, seed=3), 60))
+
+
+def test_another_seed_gives_other_stamps() -> None:
+    assert not _same(simulate_stamps(20, seed=3), simulate_stamps(20, seed=4))
+
+
+def test_shapes_and_types_are_as_promised(stamps: SimulatedStamps) -> None:
+    assert stamps.stamps.shape == (2500, 21, 21, 3)
+    assert stamps.stamps.dtype == stamps.snr.dtype == stamps.mag.dtype == np.float32
+    assert stamps.labels.dtype == np.int8
+    assert stamps.groups.dtype == np.int32
+    assert len(stamps) == 2500
+    assert all(len(value) == 2500 for value in vars(stamps).values())
+    assert np.all((stamps.ra_deg >= 0) & (stamps.ra_deg < 360) & (np.abs(stamps.dec_deg) <= 90))
+
+
+def test_every_candidate_is_above_five_sigma(stamps: SimulatedStamps) -> None:
+    assert stamps.snr.min() > THRESHOLD
+
+
+def test_the_kind_says_the_label(stamps: SimulatedStamps) -> None:
+    assert np.all(np.isin(stamps.kinds[stamps.labels == 1], REAL_KINDS))
+    assert np.all(np.isin(stamps.kinds[stamps.labels == 0], BOGUS_KINDS))
+    assert set(stamps.kinds.tolist()) == {*REAL_KINDS, *BOGUS_KINDS}
+
+
+def test_between_a_quarter_and_a_half_are_real(stamps: SimulatedStamps) -> None:
+    assert 0.25 < stamps.labels.mean() < 0.5
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])
+def test_the_share_of_real_ones_can_be_asked_for(fraction: float) -> None:
+    assert simulate_stamps(50, seed=1, real_fraction=fraction).labels.mean() == pytest.approx(fraction)
+
+
+def test_progress_ends_with_all_of_them() -> None:
+    calls: list[tuple[int, int]] = []
+    simulate_stamps(70, seed=1, progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls)
+    assert calls[-1] == (70, 70)
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 5, "size": 20}, {"n": 5, "real_fraction": 1.5}])
+def test_arguments_without_sense_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        simulate_stamps(**wrong)
+
+
+def _search(
+    seed: int, conditions: Conditions, scene: Scene, *, template_scene: Scene | None = None
+) -> tuple[Difference, Candidates]:
+    rng = np.random.default_rng(seed)
+    science = expose_science(rng, conditions, scene)
+    template = expose_template(rng, conditions, template_scene or scene)
+    difference = subtract(rng, conditions, science, template)
+    return difference, detect(conditions, difference, scene.transients, MARGIN)
+
+
+def test_a_real_one_has_an_injected_source_near_it_and_nothing_else_has() -> None:
+    found = 0
+    for seed in range(8):
+        conditions = draw_conditions(np.random.default_rng(seed))
+        scene = draw_scene(np.random.default_rng(seed), conditions, SIDE, 18)
+        _, candidates = _search(seed, conditions, scene)
+        transients = scene.transients
+        distance = np.hypot(candidates.column[:, None] - transients.x, candidates.row[:, None] - transients.y).min(
+            axis=1
+        )
+        assert np.all(distance[candidates.real] <= 1.0 + 0.3 * conditions.difference_psf.fwhm_px)
+        found += int(candidates.real.sum())
+    assert found > 40
+
+
+def test_without_injected_light_nothing_is_real() -> None:
+    for seed in range(4):
+        conditions = draw_conditions(np.random.default_rng(seed))
+        scene = draw_scene(np.random.default_rng(seed), conditions, SIDE, 18)
+        dark = replace(scene, transients=replace(scene.transients, flux=np.zeros(18)))
+        _, candidates = _search(seed, conditions, dark)
+        assert len(candidates.real) > 0
+        assert not candidates.real.any()
+
+
+def test_what_is_in_both_images_is_subtracted() -> None:
+    """Stars of a hundred sigma a pixel vanish to within their own noise if nothing is wrong with the pipeline."""
+    conditions = replace(
+        draw_conditions(np.random.default_rng(1)),
+        registration_x=0.0,
+        registration_y=0.0,
+        distortion=(0.0, 0.0, 0.0, 0.0),
+        subpixel_x=0.0,
+        subpixel_y=0.0,
+        psf_error=0.0,
+        flux_scale=1.0,
+        background_error=0.0,
+        response_scatter=0.0,
+        full_well_e=1e12,
+        template_depth=1000.0,
+        science_psf=Psf(4.0, 3.0),
+        template_psf=Psf(3.5, 3.0),
+    )
+    scene = draw_scene(np.random.default_rng(1), conditions, SIDE, 0)
+    peak = scene.stars.flux * conditions.science_psf.peak() / conditions.science_sky_noise_e
+    inside = np.maximum(np.abs(scene.stars.x - SIDE / 2), np.abs(scene.stars.y - SIDE / 2)) < 120
+    stars = np.flatnonzero((peak > 50) & inside)
+    assert len(stars) > 3
+    difference, _ = _search(1, conditions, scene)
+    rows, columns = np.rint(scene.stars.y[stars]).astype(int), np.rint(scene.stars.x[stars]).astype(int)
+    left = difference.image[rows, columns] / difference.noise[rows, columns]
+    assert np.median(np.abs(left)) < 1.5
+
+
+@pytest.mark.parametrize(("lanczos", "least"), [(False, 0.3), (True, 0.15)])
+def test_resampling_correlates_the_noise(lanczos: bool, least: float) -> None:
+    base = replace(draw_conditions(np.random.default_rng(2)), lanczos=lanczos, subpixel_x=0.5, subpixel_y=0.5)
+    scene = draw_scene(np.random.default_rng(2), base, SIDE, 0)
+    shift = {}
+    for resample in (False, True):
+        difference, _ = _search(2, replace(base, resample_science=resample), scene)
+        shift[resample] = _neighbour_correlation(difference)
+    assert abs(shift[False]) < 0.15
+    assert shift[True] > shift[False] + least
+
+
+def _neighbour_correlation(difference: Difference) -> float:
+    """Correlation of horizontal neighbours, without what stands out."""
+    snr = difference.image / difference.noise
+    left, right = snr[:, :-1].ravel(), snr[:, 1:].ravel()
+    quiet = (np.abs(left) < 3) & (np.abs(right) < 3)
+    return float(np.corrcoef(left[quiet], right[quiet])[0, 1])
+
+
+def _auc(real: np.ndarray, bogus: np.ndarray) -> float:
+    """Probability that a value of the first exceeds one of the second."""
+    ranks = rankdata(np.concatenate([real, bogus]))
+    return float((ranks[: len(real)].sum() - len(real) * (len(real) + 1) / 2) / len(real) / len(bogus))
+
+
+def test_neither_the_template_nor_the_position_tells_a_transient_from_a_hit(stamps: SimulatedStamps) -> None:
+    """Hits of single pixels come in galaxies and near stars as often as transients do."""
+    transient = np.isin(stamps.kinds, ["transient", "asteroid"])
+    hit = np.isin(stamps.kinds, ["cosmic_ray", "hot_pixel"])
+    template = stamps.stamps[..., 2]
+    noise = np.nanmedian(np.abs(template - np.nanmedian(template, axis=(1, 2), keepdims=True)), axis=(1, 2))
+    centre = np.nanmean(template[:, 8:13, 8:13], axis=(1, 2)) - np.nanmedian(template, axis=(1, 2))
+    known = np.isfinite(centre) & (noise > 0)
+    brightness = np.divide(centre, noise, where=known, out=np.zeros_like(centre))
+    masked = np.isnan(stamps.stamps).mean(axis=(1, 2, 3))
+    for value in (brightness, masked, stamps.x, stamps.y, stamps.groups, stamps.ra_deg, stamps.midpoint_mjd):
+        assert 0.42 < _auc(value[transient & known], value[hit & known]) < 0.58
+
+
+def test_points_have_their_flux_and_their_place() -> None:
+    image = np.zeros((201, 201), np.float32)
+    psf = Psf(5.0, 3.5, axis_ratio=0.85, angle_rad=0.4)
+    add_points(image, psf, np.array([100.3]), np.array([99.6]), np.array([1e5]), floor=1e-4)
+    y, x = np.indices(image.shape)
+    assert image.sum() == pytest.approx(1e5, rel=0.01)
+    assert (image * x).sum() / image.sum() == pytest.approx(100.3, abs=0.02)
+    assert (image * y).sum() / image.sum() == pytest.approx(99.6, abs=0.02)
+
+
+def test_the_profile_has_its_width() -> None:
+    psf = Psf(5.0, 3.0)
+    half = float(psf.at(np.array([2.5]), np.array([0.0]))[0])
+    assert half == pytest.approx(psf.peak() / 2)
