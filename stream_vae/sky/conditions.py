@@ -13,7 +13,7 @@ class Conditions:
 
     Counts are electrons of the science exposure; the template is on the same scale.
 
-    Attributes
+    Parameters
     ----------
     science_psf, template_psf : Psf
         Profiles of the two images before any resampling.

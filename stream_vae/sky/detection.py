@@ -28,7 +28,7 @@ _AMBIGUOUS = "ambiguous"
 class Candidates:
     """Detections of one image pair, each array of shape (n,).
 
-    Attributes
+    Parameters
     ----------
     row, column : ndarray of int
         The pixel that was detected: the most significant of its region, not the centroid.

@@ -20,7 +20,7 @@ _LANCZOS_ORDER = 3
 class Difference:
     """Science minus template on one pixel grid, in electrons; every array is (side, side).
 
-    Attributes
+    Parameters
     ----------
     image : ndarray of float32
         The difference; NaN where either image has no data.

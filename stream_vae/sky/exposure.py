@@ -15,7 +15,7 @@ from stream_vae.sky.scene import Floats, Scene, galaxy_image
 class Exposure:
     """One calibrated image, in electrons of the science exposure.
 
-    Attributes
+    Parameters
     ----------
     image : ndarray of float32, (side, side)
         With its background; values under `mask` are filled and mean nothing.

@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 class Expected:
     """What must become of a message.
 
-    Attributes
+    Parameters
     ----------
     outcome : Outcome
         Where it ends.
@@ -49,7 +49,7 @@ class Expected:
 class Fault:
     """One kind of bad message.
 
-    Attributes
+    Parameters
     ----------
     scope : Scope
         What a message must have for this to be done to it.

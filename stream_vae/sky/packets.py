@@ -32,7 +32,7 @@ _NO_OBJECT = -999.0  # what ZTF writes where there is no solar-system object
 class SimulatedPacket:
     """One simulated alert, ready to be published, and the truth about it.
 
-    Attributes
+    Parameters
     ----------
     key : bytes
         Kafka key: the object's id.

@@ -16,7 +16,7 @@ _HALF_SIZES = (6, 12, 24, 48, 96)
 class Psf:
     """An elliptical Moffat profile of unit flux, with part of its light displaced (coma).
 
-    Attributes
+    Parameters
     ----------
     fwhm_px : float
         Geometric mean of the full widths at half maximum along the two axes.

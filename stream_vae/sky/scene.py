@@ -19,7 +19,15 @@ TRANSIENT_SLOPE = -3.0 / 2.512
 
 @dataclass(frozen=True)
 class Stars:
-    """Positions (pixels) and fluxes (electrons) of the stars, each of shape (n,)."""
+    """The stars, each array of shape (n,).
+
+    Parameters
+    ----------
+    x, y : ndarray
+        Positions in pixels.
+    flux : ndarray
+        Total fluxes in electrons.
+    """
 
     x: Floats
     y: Floats
@@ -30,7 +38,7 @@ class Stars:
 class Galaxies:
     """Sersic galaxies, each array of shape (n,).
 
-    Attributes
+    Parameters
     ----------
     x, y : ndarray
         Centres in pixels.
@@ -57,7 +65,7 @@ class Galaxies:
 class Transients:
     """Injected sources, each array of shape (n,): what is real in the difference.
 
-    Attributes
+    Parameters
     ----------
     x, y : ndarray
         Positions in pixels at mid-exposure.
@@ -79,7 +87,19 @@ class Transients:
 
 @dataclass(frozen=True)
 class Scene:
-    """All of the sky in one square canvas."""
+    """All of the sky in one square canvas.
+
+    Parameters
+    ----------
+    side : int
+        Pixels along each axis.
+    stars : Stars
+        They do not change, but for the variables among the transients.
+    galaxies : Galaxies
+        Hosts and others.
+    transients : Transients
+        What the template does not have.
+    """
 
     side: int
     stars: Stars

@@ -31,7 +31,7 @@ _CAP_PER_KIND = {"dipole": 8, "noise": 5, "trail": 4, "bleed": 4, "edge": 4, "ba
 class SimulatedStamps:
     """Stamps round detections, with what is known of them; the first axis of every array is the candidate.
 
-    Attributes
+    Parameters
     ----------
     stamps : ndarray of float32, (n, size, size, 3)
         Difference, science and template, in counts (ADU). NaN where there are no data.

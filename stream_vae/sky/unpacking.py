@@ -54,7 +54,7 @@ class Scope(Enum):
 class Unpacked:
     """The parts of an Avro file with one record.
 
-    Attributes
+    Parameters
     ----------
     schema : dict
         The writer schema; shared, so not to be changed.
