@@ -13,6 +13,7 @@ from stream_vae.errors import Reason, RejectedAlertError
 
 _CRC_BYTES = 4  # Avro puts a big-endian CRC-32 of the plain bytes behind a snappy block
 _SNAPPY_MAX_RATIO = 64  # a copy of at most 64 bytes takes at least 2
+_ZLIB_CHECKSUM_BYTES = 4  # some writers strip zlib's header and leave (fastavro: three bytes of) its checksum
 _DEFLATE_LEVEL = 6
 
 
@@ -87,7 +88,7 @@ def _inflate(data: bytes | memoryview, max_bytes: int) -> bytes:
         raise _too_large(max_bytes)
     if not inflater.eof:
         raise _damaged("it ends early")
-    if inflater.unused_data:
+    if len(inflater.unused_data) > _ZLIB_CHECKSUM_BYTES:
         raise _damaged("bytes behind its end")
     return plain
 

@@ -113,6 +113,31 @@ def resolve(schema: object, *, max_depth: int = DEFAULT_LIMITS.max_depth) -> Nod
     return root
 
 
+def contains_itself(record: Node) -> bool:
+    """Tell whether a record is among the types of its own fields, however deep.
+
+    Parameters
+    ----------
+    record : Node
+        A record.
+
+    Returns
+    -------
+    bool
+        True if a value of it may hold another.
+    """
+    seen: set[int] = set()
+    pending = list(record.fields.values())
+    while pending:
+        node = pending.pop()
+        if node is record:
+            return True
+        if id(node) not in seen:
+            seen.add(id(node))
+            pending += [*node.fields.values(), *node.children]
+    return False
+
+
 def schema_error(message: str) -> RejectedAlertError:
     """Make the error for a bad schema.
 

@@ -365,9 +365,14 @@ class _MemoryTransport(httpx.BaseTransport):
 
 
 def _client(url: str, auth: tuple[str, str] | None, timeout_s: float, ca_file: str | None) -> httpx.Client:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https", "mock"} or not parts.netloc:
-        raise ConfigError(f"not a registry's URL: {parts.scheme}://{parts.hostname}.", remedy="Set [registry] url.")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in {"http", "https", "mock"}:
+        # The URL is not quoted: it may hold a password.
+        raise ConfigError("the schema registry's URL is not one.", remedy="[registry] url is like http://host:8081.")
     mock = parts.scheme == "mock"
     try:
         verify = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else True

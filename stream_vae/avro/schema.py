@@ -17,7 +17,7 @@ from typing import Any, Generic, Self, TypeVar
 import fastavro
 
 from stream_vae.avro.limits import DEFAULT_LIMITS, Limits
-from stream_vae.avro.nodes import PRIMITIVES, resolve, schema_error
+from stream_vae.avro.nodes import PRIMITIVES, contains_itself, resolve, schema_error
 from stream_vae.errors import Reason, RejectedAlertError
 
 K = TypeVar("K")
@@ -218,11 +218,13 @@ def append_field(schema: Mapping[str, Any], field: Mapping[str, Any]) -> dict[st
     Raises
     ------
     RejectedAlertError
-        With reason SCHEMA if the field's name, or that of a type in it, is taken.
+        With reason SCHEMA if the field's name, or that of a type in it, is taken; or if the record
+        contains itself, since then the records within would grow as well.
     """
     bare = {key: value for key, value in schema.items() if not key.startswith("__")}  # fastavro's marks
     extended = {**bare, "fields": [*bare["fields"], dict(field)]}
-    resolve(extended)
+    if contains_itself(resolve(extended)):
+        raise schema_error(f"{schema.get('name')!r} contains itself, so no field can be appended to it alone")
     return extended
 
 

@@ -53,21 +53,36 @@ def reader_of(node: Node, path: str) -> Reader:
     return _refuse(node.kind, path)
 
 
-def payload_start(body: Body, start: int) -> int:
-    """Find where the bytes of a string or bytes value begin, behind their length.
+def content_start_of(node: Node, path: str) -> Callable[[Body, int], int]:
+    """Make the function that finds where the content of a bytes, string or fixed begins.
 
     Parameters
     ----------
-    body : bytes or memoryview
-        The record.
-    start : int
-        Where the value starts.
+    node : Node
+        The field's type.
+    path : str
+        The field's path, for errors.
 
     Returns
     -------
-    int
-        Index of the first byte behind the length.
+    callable
+        ``find(body, start)`` gives the index of the first byte behind the length, if there is
+        one; for any other type it raises `RejectedAlertError` with reason SCHEMA.
     """
+    branches = node.children if node.kind is Kind.UNION else [node]
+    kinds = {child.kind for child in branches} - {Kind.NULL}
+    if kinds and kinds <= {Kind.BYTES, Kind.STRING}:
+        return _behind_length
+    if kinds == {Kind.FIXED}:
+        return lambda _body, start: start
+
+    def refuse(_body: Body, _start: int) -> int:
+        raise RejectedAlertError(f"{path!r} is not bytes", reason=Reason.SCHEMA)
+
+    return refuse
+
+
+def _behind_length(body: Body, start: int) -> int:
     while body[start] > 0x7F:
         start += 1
     return start + 1
@@ -131,12 +146,12 @@ def _read_boolean(body: Body, start: int, _end: int) -> bool:
 
 
 def _read_bytes(body: Body, start: int, end: int) -> bytes:
-    return bytes(body[payload_start(body, start) : end])
+    return bytes(body[_behind_length(body, start) : end])
 
 
 def _read_string(body: Body, start: int, end: int) -> str:
     try:
-        return str(body[payload_start(body, start) : end], "utf-8")
+        return str(body[_behind_length(body, start) : end], "utf-8")
     except UnicodeDecodeError as error:
         raise RejectedAlertError(f"a string at byte {start} is not UTF-8", reason=Reason.MALFORMED) from error
 

@@ -25,7 +25,7 @@ from stream_vae.avro.kernel import (
 from stream_vae.avro.limits import DEFAULT_LIMITS, Limits
 from stream_vae.avro.nodes import resolve
 from stream_vae.avro.program import assemble, find
-from stream_vae.avro.values import Reader, Value, payload_start, reader_of
+from stream_vae.avro.values import Reader, Value, content_start_of, reader_of
 from stream_vae.errors import Reason, RejectedAlertError
 
 _FAULTS = {
@@ -64,7 +64,7 @@ class FieldPlan:
         If a path is given twice.
     """
 
-    __slots__ = ("_readers", "_table", "missing", "paths")
+    __slots__ = ("_contents", "_readers", "_table", "missing", "paths")
 
     def __init__(self, writer: Mapping[str, Any], paths: Sequence[str], limits: Limits = DEFAULT_LIMITS) -> None:
         if len(set(paths)) != len(paths):
@@ -75,6 +75,9 @@ class FieldPlan:
         self.missing = tuple(path for path, node in zip(paths, nodes, strict=True) if node is None)
         self._readers: list[Reader | None] = [
             None if node is None else reader_of(node, path) for path, node in zip(paths, nodes, strict=True)
+        ]
+        self._contents = [
+            None if node is None else content_start_of(node, path) for path, node in zip(paths, nodes, strict=True)
         ]
         bounds = (limits.max_depth, limits.max_steps, limits.max_zero_size_items, len(paths))
         self._table = assemble(root, paths, bounds)
@@ -161,7 +164,7 @@ class FieldPlan:
         return reader(body, start, spans.item(index, 1))
 
     def view(self, body: bytes | memoryview, spans: npt.NDArray[np.int64], index: int) -> memoryview | None:
-        """Give the content of a field of type bytes or string without a copy.
+        """Give the content of a field of type bytes, string or fixed without a copy.
 
         Parameters
         ----------
@@ -170,17 +173,23 @@ class FieldPlan:
         spans : ndarray of int64, shape (len(paths), 2)
             What `walk` gave for it.
         index : int
-            Which of the paths; of type bytes or string, possibly nullable.
+            Which of the paths; its type may be nullable.
 
         Returns
         -------
         memoryview or None
             The bytes behind the length; None where the span is (-1, -1).
+
+        Raises
+        ------
+        RejectedAlertError
+            With reason SCHEMA if the field is of another type.
         """
+        find_content = self._contents[index]
         start = spans.item(index, 0)
-        if start < 0:
+        if find_content is None or start < 0:
             return None
-        return memoryview(body)[payload_start(body, start) : spans.item(index, 1)]
+        return memoryview(body)[find_content(body, start) : spans.item(index, 1)]
 
 
 def warm_up() -> None:
