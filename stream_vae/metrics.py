@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from time import perf_counter, process_time
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,9 @@ class Metrics:
         self.output_bytes = counter("output_bytes_total", "Bytes of messages produced")
 
         self.stage_seconds = counter("stage_seconds_total", "Wall-clock time by stage", ("stage",))
-        self.stage_cpu_seconds = counter("stage_cpu_seconds_total", "CPU time by stage", ("stage",))
+        self.stage_cpu_seconds = counter(
+            "stage_cpu_seconds_total", "CPU time of the worker's own thread by stage", ("stage",)
+        )
         self.batch_alerts = histogram("batch_alerts", "Alerts in a batch", (1, 4, 16, 32, 64, 128, 256, 512, 1024))
         self.latency = histogram(
             "latency_seconds",
@@ -110,6 +112,8 @@ class Metrics:
     def stage(self, name: str) -> Iterator[None]:
         """Add the time spent inside to a stage.
 
+        CPU time is the calling thread's: librdkafka's threads work meanwhile, and not for the stage.
+
         Parameters
         ----------
         name : str
@@ -120,12 +124,12 @@ class Metrics:
         None
             Nothing.
         """
-        wall, cpu = perf_counter(), process_time()
+        wall, cpu = perf_counter(), thread_time()
         try:
             yield
         finally:
             self.stage_seconds.labels(self.survey, name).inc(perf_counter() - wall)
-            self.stage_cpu_seconds.labels(self.survey, name).inc(process_time() - cpu)
+            self.stage_cpu_seconds.labels(self.survey, name).inc(thread_time() - cpu)
 
     def count_quality(self, quality: npt.NDArray[np.uint32], scores: Scores) -> None:
         """Count the quality flags and scores of a batch.
