@@ -281,7 +281,8 @@ def create_topics(settings: KafkaSettings, topics: Mapping[str, int]) -> None:
     ConfigError
         If a broker refuses.
     """
-    futures = admin(settings).create_topics([NewTopic(name, count) for name, count in topics.items()])
+    client = admin(settings)  # it must outlive its futures
+    futures = client.create_topics([NewTopic(name, count) for name, count in topics.items()])
     for name, future in futures.items():
         try:
             future.result(timeout=30)

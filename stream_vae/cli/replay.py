@@ -42,13 +42,15 @@ class Tally:
     seconds: float = 0.0
 
 
-def from_files(path: Path) -> Iterator[Sent]:
+def from_files(path: Path, count: int | None = None) -> Iterator[Sent]:
     """Read alert packets from a folder or a file.
 
     Parameters
     ----------
     path : Path
         A folder, searched with its subfolders for ``*.avro``, or one file.
+    count : int, optional
+        How many, over and over if need be; absent: each once.
 
     Yields
     ------
@@ -63,7 +65,7 @@ def from_files(path: Path) -> Iterator[Sent]:
     files = sorted(path.rglob("*.avro")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ConfigError(f"{path} holds no alert packets (*.avro).", remedy="Give a folder of alerts, a file, or sim.")
-    for file in files:
+    for file in itertools.islice(itertools.cycle(files), count or len(files)):
         yield Sent(file.stem.encode(), file.read_bytes())
 
 
@@ -129,8 +131,8 @@ def send(
     settings: KafkaSettings,
     topic: str,
     *,
-    pace: Callable[[int], None] = lambda sent: None,
-    watch: Callable[[Tally], None] = lambda tally: None,
+    pace: Callable[[int], None] | None = None,
+    watch: Callable[[Tally], None] | None = None,
 ) -> Tally:
     """Publish packets and wait until all are acknowledged.
 
@@ -142,9 +144,9 @@ def send(
         ``[kafka]``.
     topic : str
         Where to.
-    pace : callable
+    pace : callable, optional
         Called with the number already sent before each; sleeps where a rate is asked for.
-    watch : callable
+    watch : callable, optional
         Called now and then, for a progress bar.
 
     Returns
@@ -168,7 +170,8 @@ def send(
 
     previous: Sent | None = None
     for sent in packets:
-        pace(tally.sent)
+        if pace:
+            pace(tally.sent)
         while len(producer) > _AHEAD:
             producer.poll(0.05)
         headers = [(FAULT_HEADER, sent.fault.encode())] if sent.fault else []
@@ -182,13 +185,14 @@ def send(
         tally.duplicates += sent is previous
         previous = sent
         producer.poll(0)
-        if tally.sent % 50 == 0:
+        if watch and tally.sent % 50 == 0:
             watch(tally)
         if failures:
             break
     producer.flush(60)
     tally.seconds = monotonic() - started
-    watch(tally)
+    if watch:
+        watch(tally)
     if failures:
         raise FatalError(f"Kafka did not take {len(failures)} messages for {topic}: {failures[0].str()}.")
     return tally
@@ -275,11 +279,10 @@ def replay(
     if what == "sim":
         packets: Iterable[Sent] = from_simulator(count or 1000, shape=shape, seed=seed)
     else:
-        files = from_files(Path(what))
-        packets = itertools.islice(itertools.cycle(files), count) if count else files
+        packets = from_files(Path(what), count)
     if duplicates or corrupt:
         packets = spoiled(packets, duplicates=duplicates, corrupt=corrupt, seed=seed)
-    pace = steadily(rate) if rate else in_bursts(burst, every) if burst else (lambda sent: None)
+    pace = steadily(rate) if rate else in_bursts(burst, every) if burst else None
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), console=notes, transient=True, disable=not notes.is_terminal
     ) as progress:

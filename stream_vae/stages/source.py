@@ -140,6 +140,7 @@ class Source:
             return None
         if not self._ledger.owns((topic, partition)):
             return None  # left while it waited in librdkafka's queue: its new owner reads it
+        self._at_end.discard((topic, partition))
         kind, timestamp = message.timestamp()
         return Packet(
             message.value() or b"",
@@ -175,7 +176,6 @@ class Source:
                 gap = packet.offset - expected
                 self._metrics.offset_gaps.labels(survey, *partition).inc(gap)
             self._next[partition] = packet.offset + 1
-            self._at_end.discard(partition)
 
     def commit(self, pages: Pages, *, wait: bool = False) -> None:
         """Commit the pages of partitions whose messages are settled.

@@ -1,0 +1,98 @@
+"""``stream-vae train``, ``encode`` and ``evaluate``: models from stamps, and what they say of stamps."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stream_vae.cli import app, console, notes
+from stream_vae.cli.options import AsJson, Store, answer
+
+Data = Annotated[
+    str,
+    typer.Option("--data", metavar="sim|PATH", help="Simulated stamps, a .npy or .npz file, or a folder of alerts."),
+]
+Survey = Annotated[str | None, typer.Option(help="Profile of a folder's alerts; absent: told from the packets.")]
+ReleaseOption = Annotated[str | None, typer.Option("--release", metavar="ID", help="Absent: the current one.")]
+
+
+@app.command()
+def train(
+    store: Store,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, survey, paper, or a TOML file.")] = "quick",
+    data: Data = "sim",
+    survey: Survey = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Serve it from now on.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model and write it to a store as a release.
+
+    Examples:
+
+        stream-vae train --recipe quick --data sim --store releases --promote
+
+        stream-vae train --recipe survey --data stamps.npz --store s3://bucket/releases
+
+        stream-vae train --recipe survey --data alerts/ --survey ztf --store releases
+    """
+    from stream_vae.learning.train import train as train_release
+
+    card = train_release(recipe, data, store, survey=survey, promote=promote, progress=not as_json)
+    if as_json:
+        answer(card.model_dump(mode="json"))
+        return
+    console.print(f"Release {card.id}{', now current' if promote else ''}.", highlight=False)
+    console.print(f"Next: stream-vae releases show {card.id} --store {store}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def encode(
+    store: Store,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="Where to write the arrays.")],
+    release: ReleaseOption = None,
+    survey: Survey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write z_mean, z_log_var and real_score of stamps, in input order.
+
+    Examples:
+
+        stream-vae encode --store releases --data stamps.npz --out codes.npz
+
+        stream-vae encode --store releases --data alerts/ --survey ztf --out codes.npz
+    """
+    from stream_vae.learning.encode import encode_to_npz
+
+    count = encode_to_npz(store, release, data, out, survey=survey, progress=not as_json)
+    if as_json:
+        answer({"stamps": count, "out": str(out)})
+    else:
+        console.print(f"Wrote codes of {count:,} stamps to {out}.")
+
+
+@app.command()
+def evaluate(
+    store: Store,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Gets metrics.json and report.html.")],
+    release: ReleaseOption = None,
+    survey: Survey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a release on stamps and write a report.
+
+    Examples:
+
+        stream-vae evaluate --store releases --data stamps.npz --out report
+    """
+    from stream_vae.learning.evaluate import evaluate as evaluate_release
+
+    metrics = evaluate_release(store, release, data, out, survey=survey, progress=not as_json)
+    if as_json:
+        answer(metrics)
+        return
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            console.print(f"{name:32} {value:.4g}", highlight=False)
+    notes.print(f"Report: {out / 'report.html'}")
