@@ -58,7 +58,7 @@ def stamps_from_alerts(path: Path, survey: str | None, preprocessing: Preprocess
     if not any(readable[best]):
         raise ConfigError(
             f"None of {len(probe)} packets tried in {path} could be read as {', '.join(candidates)} alerts: "
-            f"{readers[best].why(probe)}.",
+            f"{readers[best].why(probe).rstrip('.')}.",
             remedy="Name the survey's profile with --survey, and check that the cutouts are the recipe's.",
         )
 
