@@ -51,6 +51,8 @@ class Conditions:
         Detection on the image filtered with its profile, rather than on single pixels.
     mask_saturated : bool
         The pipeline masks saturated pixels.
+    misread_share : float
+        Share of the pixels over a tenth of the full well that are read out wrongly, by up to their own value.
     zero_point_mag : float
         Magnitude of one electron.
     pixel_scale_arcsec : float
@@ -79,6 +81,7 @@ class Conditions:
     noise_underestimate: float
     matched_filter: bool
     mask_saturated: bool
+    misread_share: float
     zero_point_mag: float
     pixel_scale_arcsec: float
 
@@ -137,7 +140,7 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
         registration_x=float(registration * np.cos(direction)),
         registration_y=float(registration * np.sin(direction)),
         distortion=(xx, xy, yx, yy),
-        resample_science=rng.uniform() < 0.3,
+        resample_science=rng.uniform() < 0.4,
         lanczos=rng.uniform() < 0.7,
         psf_error=_log_uniform(rng, 0.003, 0.03),
         flux_scale=1.0 + 0.01 * rng.standard_normal(),
@@ -145,6 +148,7 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
         noise_underestimate=rng.uniform(0.75, 1.0),
         matched_filter=rng.uniform() < 0.5,
         mask_saturated=rng.uniform() < 0.3,
+        misread_share=rng.uniform(0.01, 0.1) if rng.uniform() < 0.4 else 0.0,
         zero_point_mag=rng.uniform(26.0, 31.0),
         pixel_scale_arcsec=rng.uniform(0.25, 1.05),
     )

@@ -15,6 +15,9 @@ Floats = npt.NDArray[np.float64]
 
 _LANCZOS_ORDER = 3
 
+_FIT_PX = 64
+"""Side of the grid on which the matching kernel is fitted: eight times the widest profile."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -69,9 +72,9 @@ def subtract(rng: np.random.Generator, conditions: Conditions, science: Exposure
     above, below = science.image - np.float32(science.background_e), template.image - np.float32(template.background_e)
     above_variance, below_variance = _estimated_variance(science), _estimated_variance(template)
     if conditions.science_is_wider:
-        below, below_variance = _convolve(below, kernel), np.abs(_convolve(below_variance, _squared(kernel)))
+        below, below_variance = _convolve(below, kernel), below_variance * _kept_variance(kernel)
     else:
-        above, above_variance = _convolve(above, kernel), np.abs(_convolve(above_variance, _squared(kernel)))
+        above, above_variance = _convolve(above, kernel), above_variance * _kept_variance(kernel)
     noise = np.sqrt(above_variance + below_variance)
     image = above - np.float32(conditions.flux_scale) * below + _leftover_background(rng, conditions, noise)
     image[science.mask | template.mask] = np.nan
@@ -123,23 +126,49 @@ def _matching_kernel(
 ) -> npt.NDArray[np.complex64]:
     """The Fourier transform of the kernel that brings the sharper image to the other's profile, as far as it is known.
 
-    A ratio of the profiles' transforms with a floor, which is Wiener's for a white noise of a thousandth.
+    The best small kernel in the sense of least squares, as Alard & Lupton (1998, ApJ 503, 325) fit it: it matches what
+    its basis can match, and leaves rings round bright stars where the profiles differ in other ways.
     """
-    seen_science = fft.rfft2(conditions.science_psf.misjudged(rng, conditions.psf_error).image(side))
-    seen_template = fft.rfft2(conditions.template_psf.misjudged(rng, conditions.psf_error).image(side))
+    seen_science = fft.rfft2(conditions.science_psf.misjudged(rng, conditions.psf_error).image(_FIT_PX))
+    seen_template = fft.rfft2(conditions.template_psf.misjudged(rng, conditions.psf_error).image(_FIT_PX))
     # The pipeline sees stars in the resampled image, so it knows what resampling does to the profile.
-    response = _transfer(taps_y, side, half=False)[:, None] * _transfer(taps_x, side, half=True)[None, :]
+    response = np.abs(_transfer(taps_y, half=False)[:, None] * _transfer(taps_x, half=True)[None, :])
     if conditions.resample_science:
-        seen_science = seen_science * np.abs(response)
+        seen_science = seen_science * response
     else:
-        seen_template = seen_template * np.abs(response)
+        seen_template = seen_template * response
     wide, narrow = (seen_science, seen_template) if conditions.science_is_wider else (seen_template, seen_science)
-    kernel = wide * np.conj(narrow) / (np.abs(narrow) ** 2 + 1e-6)
-    return np.asarray(kernel / kernel[0, 0].real, dtype=np.complex64)
+    basis = _kernel_basis(conditions.difference_psf.fwhm_px)
+    modes = fft.irfft2(fft.rfft2(basis) * narrow, s=(_FIT_PX, _FIT_PX)).reshape(len(basis), -1).astype(np.float64)
+    wanted = fft.irfft2(wide, s=(_FIT_PX, _FIT_PX)).ravel().astype(np.float64)
+    gram = modes @ modes.T
+    gram[np.diag_indices_from(gram)] *= 1.0 + 1e-6  # the polynomials are nearly degenerate in wide profiles
+    kernel = np.tensordot(np.linalg.solve(gram, modes @ wanted), basis, axes=1)
+    return np.asarray(fft.rfft2(_embedded(kernel, side)), dtype=np.complex64)
 
 
-def _transfer(taps: Floats, side: int, *, half: bool) -> npt.NDArray[np.complex64]:
-    frequency = np.fft.rfftfreq(side) if half else np.fft.fftfreq(side)
+def _kernel_basis(fwhm_px: float) -> Image:
+    """Three Gaussians with polynomials, centred on pixel (0, 0) and wrapped: (functions, rows, columns)."""
+    offset = np.fft.fftfreq(_FIT_PX).astype(np.float32) * np.float32(_FIT_PX)
+    functions = []
+    for width, degree in ((0.2, 4), (0.45, 2), (0.9, 2)):
+        sigma = np.float32(max(width * fwhm_px, 0.5))
+        powers = [(offset / sigma) ** k * np.exp(-0.5 * (offset / sigma) ** 2) for k in range(degree + 1)]
+        functions += [np.outer(powers[j], powers[i]) for i in range(degree + 1) for j in range(degree + 1 - i)]
+    return np.stack(functions)
+
+
+def _embedded(kernel: npt.NDArray[np.floating], side: int) -> Image:
+    """Copy a wrapped kernel to a larger grid."""
+    half = _FIT_PX // 2
+    at = np.r_[0:half, side - half : side]
+    larger = np.zeros((side, side), np.float32)
+    larger[np.ix_(at, at)] = kernel
+    return larger
+
+
+def _transfer(taps: Floats, *, half: bool) -> npt.NDArray[np.complex64]:
+    frequency = np.fft.rfftfreq(_FIT_PX) if half else np.fft.fftfreq(_FIT_PX)
     phase = np.exp(2j * np.pi * frequency[:, None] * np.arange(-3, 4)[None, :])
     return np.asarray(phase @ taps, dtype=np.complex64)
 
@@ -149,11 +178,10 @@ def _convolve(image: Image, kernel: npt.NDArray[np.complex64]) -> Image:
     return out
 
 
-def _squared(kernel: npt.NDArray[np.complex64]) -> npt.NDArray[np.complex64]:
+def _kept_variance(kernel: npt.NDArray[np.complex64]) -> np.float32:
+    """The share of white noise's variance that a pixel keeps in a convolution: the sum of the kernel's squares."""
     side = kernel.shape[0]
-    real = fft.irfft2(kernel, s=(side, side))
-    squared: npt.NDArray[np.complex64] = fft.rfft2(real * real)
-    return squared
+    return np.float32(np.sum(fft.irfft2(kernel, s=(side, side)) ** 2))
 
 
 def _estimated_variance(exposure: Exposure) -> Image:

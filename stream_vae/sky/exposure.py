@@ -71,7 +71,7 @@ def expose_science(rng: np.random.Generator, conditions: Conditions, scene: Scen
         mask |= chip_edge(rng, scene.side, tilted=False)
         add_edge_glow(rng, conditions, image, mask, marks)
     image += np.sqrt(variance) * rng.standard_normal(image.shape, np.float32)
-    _saturate(conditions, image, mask, marks)
+    _saturate(rng, conditions, image, mask, marks)
     return Exposure(image, variance, mask, marks, conditions.science_background_e, 1.0, signal)
 
 
@@ -102,7 +102,7 @@ def expose_template(rng: np.random.Generator, conditions: Conditions, scene: Sce
         mask |= chip_edge(rng, scene.side, tilted=rng.uniform() < 0.5)
         marks[mask] = Cause.EDGE
     image += np.sqrt(variance) * rng.standard_normal(image.shape, np.float32)
-    _saturate(conditions, image, mask, marks)
+    _saturate(rng, conditions, image, mask, marks)
     return Exposure(image, variance, mask, marks, conditions.template_background_e, conditions.template_depth, signal)
 
 
@@ -116,10 +116,20 @@ def _variance(image: Image, conditions: Conditions, depth: float) -> Image:
     return (image + read) / np.float32(depth) + flat * flat
 
 
-def _saturate(conditions: Conditions, image: Image, mask: Mask, marks: Marks) -> None:
+def _saturate(rng: np.random.Generator, conditions: Conditions, image: Image, mask: Mask, marks: Marks) -> None:
     saturated = bleed(image, conditions.full_well_e, marks)
+    _misread(rng, conditions, image)
     if conditions.mask_saturated:
         mask |= saturated
+
+
+def _misread(rng: np.random.Generator, conditions: Conditions, image: Image) -> None:
+    """Spoil some of the bright pixels: real differences have salt and pepper in the cores of bright stars."""
+    if conditions.misread_share:
+        row, column = np.nonzero(image > 0.1 * conditions.full_well_e)
+        wrong = rng.uniform(size=len(row)) < conditions.misread_share
+        factor = rng.uniform(0.0, 2.0, int(wrong.sum())).astype(np.float32)
+        image[row[wrong], column[wrong]] *= factor
 
 
 def _sky_image(psf: Psf, conditions: Conditions, scene: Scene, dx: float, dy: float, *, distorted: bool) -> Image:

@@ -130,6 +130,7 @@ def test_what_is_in_both_images_is_subtracted() -> None:
         background_error=0.0,
         response_scatter=0.0,
         full_well_e=1e12,
+        misread_share=0.0,
         template_depth=1000.0,
         science_psf=Psf(4.0, 3.0),
         template_psf=Psf(3.5, 3.0),

@@ -1,0 +1,290 @@
+"""How much does the simulator look like real data? Figures to look at, and numbers.
+
+    python training/compare_simulator.py --data ../shared/data --out build/simulator
+
+The folder has ``stamps/lco_pydia_21px.npz`` (difference stamps of two real images: detections, which are bogus, and
+injected sources) and ``ztf/*/*.avro``. Written are ``stamps.png``, ``spectrum.png`` and ``comparison.json``.
+
+Every number compares stamps as the model sees them: minus their median, over their largest absolute value.
+"""
+
+import argparse
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from stream_vae.cutout import crop_into, decompress, read_fits
+from stream_vae.sky import BOGUS_KINDS, REAL_KINDS, SimulatedStamps, simulate_stamps
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+Stamps = npt.NDArray[np.float32]
+
+SIZE = 21
+LAGS = ((0, 1), (1, 0), (1, 1), (0, 2), (0, 3))
+
+
+def scaled(stamps: Stamps) -> Stamps:
+    """Scale as the paper does; masked pixels become zero."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # wholly masked stamps
+        centred = stamps - np.nanmedian(stamps, axis=(1, 2), keepdims=True)
+        largest = np.nanmax(np.abs(centred), axis=(1, 2), keepdims=True)
+    return np.nan_to_num(centred / np.where(largest > 0, largest, 1.0), nan=0.0).astype(np.float32)
+
+
+def read_lco(path: Path) -> tuple[Stamps, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Read difference stamps, their labels and their images."""
+    with np.load(path) as file:
+        return file["stamps"], file["labels"], file["groups"]
+
+
+def read_ztf(folder: Path) -> Stamps:
+    """Read the centres of all whole cutouts: (n, size, size, 3), difference, science, template."""
+    return np.stack(list(_ztf_stamps(folder)))
+
+
+def _ztf_stamps(folder: Path) -> Iterator[Stamps]:
+    names = ("cutoutDifference", "cutoutScience", "cutoutTemplate")
+    for path in sorted(folder.glob("*/*.avro")):
+        (alert,) = fastavro.reader(io.BytesIO(path.read_bytes()))
+        images = [read_fits(decompress(alert[name]["stampData"], 1 << 20)) for name in names]
+        if any(image.shape != (63, 63) for image in images):
+            continue
+        stamp = np.empty((SIZE, SIZE, 3), np.float32)
+        for channel, image in enumerate(images):
+            crop_into(stamp[:, :, channel], image, 31, 31)
+        if alert["candidate"]["isdiffpos"] in ("t", "1"):
+            yield stamp
+
+
+def noise_correlation(stamps: Stamps) -> dict[str, float]:
+    """Correlation of pixels some distance apart, in the outer part of stamps where nothing stands out.
+
+    Sources of up to three sigma remain, so that white noise has a correlation a little above zero.
+    """
+    outside = np.ones((SIZE, SIZE), np.bool_)
+    outside[5:16, 5:16] = False
+    products: dict[tuple[int, int], list[float]] = {lag: [] for lag in LAGS}
+    for stamp in stamps:
+        level = np.nanmedian(stamp[outside])
+        noise = 1.4826 * np.nanmedian(np.abs(stamp[outside] - level))
+        z = (stamp - level) / noise if noise > 0 else np.full_like(stamp, np.nan)
+        quiet = outside & (np.abs(z) < 3)
+        if quiet.sum() < 0.95 * outside.sum():
+            continue
+        for down, right in LAGS:
+            one, other = _shifted(z, down, right)
+            both = np.logical_and(*_shifted(quiet, down, right))
+            products[down, right].append(float(np.mean(one[both] * other[both]) / np.mean(z[quiet] ** 2)))
+    return {f"{down},{right}": float(np.median(products[down, right])) for down, right in LAGS} | {
+        "stamps": len(products[LAGS[0]])
+    }
+
+
+def _shifted(image: npt.NDArray[Any], down: int, right: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    return image[: SIZE - down, : SIZE - right], image[down:, right:]
+
+
+def energy(stamps: Stamps) -> list[float]:
+    """Quantiles (5, 25, 50, 75, 95%) of the sum of squares of scaled stamps: what a reconstruction has to explain."""
+    sums = np.sum(scaled(stamps).astype(np.float64) ** 2, axis=(1, 2))
+    return np.percentile(sums, [5, 25, 50, 75, 95]).round(2).tolist()
+
+
+def spectrum(stamps: Stamps, n: int = 40) -> list[float]:
+    """Share of the variance in each of the first principal components."""
+    flat = scaled(stamps).reshape(len(stamps), -1)
+    return PCA(min(n, len(flat) - 1), random_state=0).fit(flat).explained_variance_ratio_.tolist()
+
+
+def features(stamps: Stamps) -> npt.NDArray[np.float64]:
+    """What a quick classifier looks at: statistics of rings, products of neighbours, moments and the central pixels."""
+    flat = scaled(stamps)
+    y, x = np.indices((SIZE, SIZE)) - SIZE // 2
+    ring = np.rint(np.hypot(x, y)).astype(int)
+    rings = np.stack(
+        [f(flat[:, ring == r], axis=1) for r in range(11) for f in (np.mean, np.std, np.max, np.min)], axis=1
+    )
+    neighbours = np.stack(
+        [np.mean(flat[:, : SIZE - d, : SIZE - r] * flat[:, d:, r:], axis=(1, 2)) for d, r in LAGS], axis=1
+    )
+    moments = np.stack([np.mean(flat**k, axis=(1, 2)) for k in (1, 2, 3, 4)], axis=1)
+    return np.concatenate([rings, neighbours, moments, flat[:, 7:14, 7:14].reshape(len(flat), -1)], axis=1)
+
+
+def tell_apart(simulated: Stamps, real: Stamps, rng: np.random.Generator) -> float:
+    """AUC of a classifier that is told to tell simulated stamps from real ones; 0.5: it cannot."""
+    n = min(len(simulated), len(real), 1500)
+    both = np.concatenate([_some(simulated, n, rng), _some(real, n, rng)])
+    label = np.repeat([0, 1], n)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    model = HistGradientBoostingClassifier(max_iter=100, random_state=0)
+    score = cross_val_predict(model, features(both), label, cv=folds, method="predict_proba")[:, 1]
+    return float(roc_auc_score(label, score))
+
+
+def coverage(simulated: Stamps, real: Stamps, rng: np.random.Generator) -> dict[str, float]:
+    """Whether something simulated lies as near to each real stamp as other real stamps do.
+
+    Distances are in the first 21 principal components of the real stamps. The simulator spans many instruments and
+    the real stamps one, so that a classifier can always tell the two; this asks whether the one is among the many.
+    """
+    n = min(len(real) // 2, 600)
+    chosen = _some(real, 2 * n, rng)
+    pca = PCA(21, random_state=0).fit(scaled(chosen).reshape(2 * n, -1))
+    half, other = (pca.transform(scaled(part).reshape(n, -1)) for part in (chosen[:n], chosen[n:]))
+    many = pca.transform(scaled(simulated).reshape(len(simulated), -1))
+    to_real = NearestNeighbors(n_neighbors=1).fit(other).kneighbors(half)[0][:, 0]
+    to_simulated = NearestNeighbors(n_neighbors=1).fit(many).kneighbors(half)[0][:, 0]
+    return {
+        "nearer_to_simulated": float(np.mean(to_simulated < to_real)),
+        "median_distance_ratio": float(np.median(to_simulated / to_real)),
+    }
+
+
+def transfer(simulated: SimulatedStamps, stamps: Stamps, labels: npt.NDArray[np.int64]) -> dict[str, float]:
+    """AUC on real stamps of real/bogus classifiers that have seen only simulated ones (difference channel)."""
+    train, test = features(simulated.stamps[..., 0]), features(stamps)
+    models = {
+        "boosted_trees": HistGradientBoostingClassifier(max_iter=150, random_state=0),
+        "logistic": make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=0.1)),
+    }
+    return {
+        name: float(roc_auc_score(labels, model.fit(train, simulated.labels).predict_proba(test)[:, 1]))
+        for name, model in models.items()
+    }
+
+
+def _some(stamps: Stamps, n: int, rng: np.random.Generator) -> Stamps:
+    return stamps[rng.permutation(len(stamps))[:n]]
+
+
+def compare(simulated: SimulatedStamps, data: Path) -> dict[str, Any]:
+    """Make every comparison."""
+    rng = np.random.default_rng(0)
+    lco, labels, groups = read_lco(data / "stamps" / "lco_pydia_21px.npz")
+    ztf = read_ztf(data / "ztf")
+    difference = simulated.stamps[..., 0]
+    real, bogus = difference[simulated.labels == 1], difference[simulated.labels == 0]
+    sets = {"simulated real": real, "simulated bogus": bogus}
+    sets |= {"LCO injected": lco[labels == 1], "LCO bogus": lco[labels == 0], "ZTF": ztf[..., 0]}
+    one_image = features(lco[groups == 1]), labels[groups == 1]
+    within = HistGradientBoostingClassifier(max_iter=150, random_state=0).fit(*one_image)
+    return {
+        "stamps": {name: len(stamps) for name, stamps in sets.items()},
+        "kinds": {kind: int(np.sum(simulated.kinds == kind)) for kind in (*REAL_KINDS, *BOGUS_KINDS)},
+        "noise_correlation": {name: noise_correlation(stamps) for name, stamps in sets.items()},
+        "science_noise_correlation": {
+            "simulated": noise_correlation(_some(simulated.stamps[..., 1], 3000, rng)),
+            "ZTF": noise_correlation(ztf[..., 1]),
+        },
+        "template_noise_correlation": {
+            "simulated": noise_correlation(_some(simulated.stamps[..., 2], 3000, rng)),
+            "ZTF": noise_correlation(ztf[..., 2]),
+        },
+        "energy_quantiles": {name: energy(stamps) for name, stamps in sets.items()},
+        "spectrum": {name: spectrum(stamps) for name, stamps in sets.items()},
+        "auc_simulated_against_real": {
+            "real, LCO injected": tell_apart(real, lco[labels == 1], rng),
+            "bogus, LCO": tell_apart(bogus, lco[labels == 0], rng),
+            "real, ZTF": tell_apart(real, ztf[..., 0], rng),
+            "two real: LCO injected, ZTF": tell_apart(lco[labels == 1], ztf[..., 0], rng),
+            "two real: LCO injected, image 1 and 2": tell_apart(
+                lco[(labels == 1) & (groups == 1)], lco[(labels == 1) & (groups == 2)], rng
+            ),
+            "two real: LCO bogus, image 1 and 2": tell_apart(
+                lco[(labels == 0) & (groups == 1)], lco[(labels == 0) & (groups == 2)], rng
+            ),
+        },
+        "coverage": {
+            "real, LCO injected": coverage(real, lco[labels == 1], rng),
+            "bogus, LCO": coverage(bogus, lco[labels == 0], rng),
+            "real, ZTF": coverage(real, ztf[..., 0], rng),
+        },
+        "auc_on_lco": {
+            "trained on simulated": transfer(simulated, lco, labels),
+            "trained on simulated, image 2": transfer(simulated, lco[groups == 2], labels[groups == 2]),
+            "trained on LCO image 1, image 2": float(
+                roc_auc_score(labels[groups == 2], within.predict_proba(features(lco[groups == 2]))[:, 1])
+            ),
+        },
+    }
+
+
+def draw_sheet(simulated: SimulatedStamps, data: Path, path: Path, columns: int = 40) -> None:
+    """Draw simulated stamps by kind, and real ones below, all three channels where there are three."""
+    rng = np.random.default_rng(1)
+    lco, labels, _ = read_lco(data / "stamps" / "lco_pydia_21px.npz")
+    ztf = read_ztf(data / "ztf")
+    rows: list[tuple[str, Stamps]] = []
+    for kind in (*REAL_KINDS, *BOGUS_KINDS):
+        chosen = _some(simulated.stamps[simulated.kinds == kind], columns, rng)
+        rows += [(f"{kind}" if channel == 0 else "", chosen[..., channel]) for channel in range(3)]
+    for name, label in (("LCO injected", 1), ("LCO bogus", 0)):
+        rows += [(name, _some(lco[labels == label], columns, rng)) for _ in range(3 + 3 * (label == 0))]
+    for _ in range(2):
+        chosen = _some(ztf, columns, rng)
+        rows += [("ZTF" if channel == 0 else "", chosen[..., channel]) for channel in range(3)]
+    sheet = np.full((len(rows) * (SIZE + 1), columns * (SIZE + 1)), np.nan, np.float32)
+    for i, (_, stamps) in enumerate(rows):
+        for j, stamp in enumerate(stamps):
+            masked = np.isnan(stamp)
+            image = np.where(masked, np.nan, scaled(stamp[None])[0])
+            sheet[i * (SIZE + 1) : i * (SIZE + 1) + SIZE, j * (SIZE + 1) : j * (SIZE + 1) + SIZE] = image
+    figure = plt.figure(figsize=(columns * 0.5, len(rows) * 0.5))
+    axes = figure.add_axes((0.08, 0.0, 0.92, 1.0))
+    axes.imshow(np.sign(sheet) * np.sqrt(np.abs(sheet)), vmin=-1, vmax=1, cmap="gray")
+    axes.set_yticks([i * (SIZE + 1) + SIZE / 2 for i in range(len(rows))], [name for name, _ in rows])
+    axes.set_xticks([])
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
+def draw_spectra(spectra: dict[str, list[float]], path: Path) -> None:
+    """Draw the spectra of the covariances."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name, shares in spectra.items():
+        axes.semilogy(np.arange(1, len(shares) + 1), shares, label=name)
+    axes.set(xlabel="principal component", ylabel="share of variance")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Compare and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of real alerts and stamps")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--stamps", type=int, default=8000, help="how many to simulate")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    simulated = simulate_stamps(arguments.stamps, seed=arguments.seed)
+    result = compare(simulated, arguments.data)
+    draw_sheet(simulated, arguments.data, arguments.out / "stamps.png")
+    draw_spectra(result["spectrum"], arguments.out / "spectrum.png")
+    (arguments.out / "comparison.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(json.dumps({name: value for name, value in result.items() if name != "spectrum"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
