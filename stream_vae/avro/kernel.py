@@ -4,7 +4,7 @@ A program is a table of numbers: the bounds, then rows of four (operation, a, b,
 blocks that end with RETURN. A row with slot -k stands for k equal ones whose spans nobody
 wants. `stream_vae.avro.program` writes programs, `stream_vae.avro.walker` runs them.
 
-Operations and loop are in one file because numba keeps compiled code by the file's age:
+Operations and loop are in one file because numba keeps compiled code by that file's content:
 apart, new numbers could meet old code.
 """
 
@@ -75,7 +75,10 @@ _LAST_VARINT_SHIFT = 63  # the tenth byte of a long holds one bit
 
 def _compiled(function: F) -> F:
     """Compile at the first call, or load what an earlier process compiled."""
-    compiled: F = nb.njit(cache=True, nogil=True)(function)
+    try:
+        compiled: F = nb.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # nowhere to keep it: a read-only container without a home
+        compiled = nb.njit(nogil=True)(function)
     return compiled
 
 

@@ -7,12 +7,13 @@ import mmap
 import struct
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stream_vae.avro import FieldPlan, Limits, warm_up
+from stream_vae.avro import FieldPlan, Limits, kernel, warm_up
 from stream_vae.avro.binary import read_long, write_bytes, write_long
 from stream_vae.errors import Reason, RejectedAlertError
 
@@ -36,6 +37,11 @@ def reason_of(plan, body):
     with pytest.raises(RejectedAlertError) as caught:
         plan.walk(body)
     return caught.value.reason
+
+
+def plans_of(schema):
+    """Plans that look for everything, for the top, and for nothing: rows without a slot are run in other ways."""
+    return [FieldPlan(schema, paths_of(schema)), FieldPlan.of_top_level(schema), FieldPlan(schema, [])]
 
 
 class GuardedMemory:
@@ -140,9 +146,10 @@ def test_top_level_spans_cover_the_body(case: Case):
 @given(cases())
 def test_every_truncation_is_noticed(case: Case):
     body = encode(case.schema, case.record)
-    plan = FieldPlan.of_top_level(case.schema)
-    for length in range(len(body)):
-        assert reason_of(plan, body[:length]) is Reason.TRUNCATED
+    for plan in plans_of(case.schema):
+        assert plan.walk(body).shape == (len(plan.paths), 2)
+        for length in range(len(body)):
+            assert reason_of(plan, body[:length]) is Reason.TRUNCATED
 
 
 @LONGEST
@@ -156,18 +163,19 @@ def test_bytes_behind_the_record_are_noticed(case: Case, junk: bytes):
 @given(cases(), st.data())
 def test_corrupt_bytes_are_walked_or_rejected_within_their_bounds(guarded, case: Case, data):
     body = bytearray(encode(case.schema, case.record))
-    plan = FieldPlan(case.schema, paths_of(case.schema))
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(body)))
         kept = data.draw(st.integers(0, 3))
         body[at : at + kept] = data.draw(st.binary(max_size=12))
-    _walk_guarded(guarded, plan, bytes(body))
+    for plan in plans_of(case.schema):
+        _walk_guarded(guarded, plan, bytes(body))
 
 
 @settings(LONGEST, suppress_health_check=[*LONGEST.suppress_health_check, HealthCheck.function_scoped_fixture])
 @given(cases(), st.binary(max_size=300))
 def test_random_bytes_are_walked_or_rejected_within_their_bounds(guarded, case: Case, body: bytes):
-    _walk_guarded(guarded, FieldPlan(case.schema, paths_of(case.schema)), body)
+    for plan in plans_of(case.schema):
+        _walk_guarded(guarded, plan, body)
 
 
 def _walk_guarded(guarded, plan, body):
@@ -229,6 +237,25 @@ def test_an_empty_array_of_floats_is_an_empty_ndarray():
     value = plan.value(b"\x00", plan.walk(b"\x00"), 0)
     assert value.shape == (0,)
     assert value.dtype == np.float32
+
+
+@LONGEST
+@given(
+    st.lists(st.tuples(st.sampled_from(["boolean", "float", "double", "long", "bytes"]), st.booleans()), max_size=12)
+)
+def test_runs_of_nullable_values_end_where_fastavro_ends_them(fields):
+    """The walker takes runs of equal types in one go, and without looking for the end where all fit."""
+    values = {"boolean": True, "float": 1.5, "double": 2.5, "long": 2**40, "bytes": b"abc"}
+    for null_first in (True, False):
+        schema = record(
+            *((f"f{n}", ["null", kind] if null_first else [kind, "null"]) for n, (kind, _) in enumerate(fields))
+        )
+        body = encode(schema, {f"f{n}": values[kind] if present else None for n, (kind, present) in enumerate(fields)})
+        plan = FieldPlan(schema, [])
+        plan.walk(body)
+        assert reason_of(plan, body + b"\x00") is Reason.TRAILING_BYTES
+        for length in range(len(body)):
+            assert reason_of(plan, body[:length]) is Reason.TRUNCATED
 
 
 # --- paths
@@ -436,6 +463,33 @@ def test_steps_are_bounded():
     plan = FieldPlan(schema, ["a"], Limits(max_steps=1000))
     assert plan.walk(encode(schema, {"a": ["x"] * 400})).shape == (1, 2)
     assert reason_of(plan, encode(schema, {"a": ["x"] * 1100})) is Reason.TOO_LARGE
+
+
+# --- compiled code
+
+
+def test_a_machine_that_cannot_keep_compiled_code_compiles_it_each_time(monkeypatch):
+    def without_cache(*, nogil, cache=False):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_now(nogil=nogil)
+
+    compile_now = kernel.nb.njit
+    monkeypatch.setattr(kernel.nb, "njit", without_cache)
+    assert kernel._compiled(lambda x: x + 1)(41) == 42
+
+
+def test_threads_share_a_plan():
+    alerts = [{**WITHOUT_SOURCE, "id": n, "last": {"ra": float(n), "band": "g" * n}} for n in range(200)]
+    plan = FieldPlan(NESTED, ["id", "last.ra"])
+
+    def read(alert):
+        body = encode(NESTED, alert)
+        spans = plan.walk(body)
+        return plan.value(body, spans, 0), plan.value(body, spans, 1)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(read, alerts)) == [(n, float(n)) for n in range(200)]
 
 
 # --- numbers
