@@ -67,7 +67,7 @@ def _global_options(
     logging.getLogger("stream_vae").setLevel(level)
 
 
-_FAMILIES = ("run", "train", "releases", "replay", "audit", "config")
+_FAMILIES = ("demo", "run", "train", "releases", "replay", "look", "audit", "config")
 
 
 def main() -> None:

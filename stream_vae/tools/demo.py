@@ -1,0 +1,296 @@
+"""The whole alert path in one process: simulated alerts, an embedded Kafka, a worker, and the books.
+
+The embedded broker keeps 5 MB a partition and drops the rest without a word, so no more alerts are on their
+way at a time than fit; an offset that was skipped makes the run fail.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stream_vae import kafka
+from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.limits import Limits
+from stream_vae.avro.walker import FieldPlan
+from stream_vae.embedded.kafka import CONSUMER_OPTIONS, EmbeddedKafka
+from stream_vae.errors import FatalError
+from stream_vae.metrics import Metrics
+from stream_vae.quality import UNSCOREABLE
+from stream_vae.runtime.worker import Worker
+from stream_vae.settings import BatchSettings, KafkaSettings, ReleaseSettings, Settings
+from stream_vae.sky import faults
+from stream_vae.sky.packets import simulate_packets
+from stream_vae.stages.dead_letter import REASON
+from stream_vae.stages.enrich import FIELD
+from stream_vae.tools.audit import Line, audit_of
+from stream_vae.tools.replay import FAULT_HEADER, Sent, send, spoiled
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer
+
+IN, OUT, DEAD = "ztf-alerts", "ztf-enriched", "ztf-dead-letters"
+_PARTITIONS = 16
+_ON_THE_WAY = 200
+"""Alerts between the replayer and the reader: 13 a partition on average, of the 80 that the broker would keep."""
+_PATIENCE_S = 60.0
+_PATHS = ("candid", *(f"{FIELD}.{name}" for name in ("latent_mean", "real_score", "quality")))
+
+
+@dataclass
+class Story:
+    """What a demonstration did; filled while it runs."""
+
+    sent: int = 0
+    damaged: int = 0
+    duplicates: int = 0
+    scored: int = 0
+    unscored: int = 0
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    surprises: list[str] = field(default_factory=list)
+    """Damaged messages that did not end as they should."""
+    truth: dict[int, int] = field(default_factory=dict)
+    """1 real, 0 bogus, by candid."""
+    candids: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    codes: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    packets: dict[int, bytes] = field(default_factory=dict)
+    """Some enriched packets, for the picture."""
+    books: list[Line] = field(default_factory=list)
+    gaps: int = 0
+    seconds: float = 0.0
+    metrics: Metrics | None = None
+
+    @property
+    def published(self) -> int:
+        """Alerts that were read back from the enriched topic."""
+        return self.scored + self.unscored
+
+    @property
+    def dead_lettered(self) -> int:
+        """Messages that were read back from the dead-letter topic."""
+        return self.dead_letters.total()
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every message that was sent was read back, once, and the books say so too."""
+        pages = [line.page for line in self.books if line.page is not None]
+        return (
+            self.sent == self.published + self.dead_lettered
+            and self.sent == sum(page.consumed for page in pages)
+            and self.published == sum(page.published for page in pages)
+            and self.dead_lettered == sum(page.dead_lettered for page in pages)
+            and all(line.balanced and line.lag == 0 for line in self.books)
+            and self.gaps == 0
+        )
+
+
+def settings_for(broker: EmbeddedKafka, store: Path) -> Settings:
+    """Return the settings of the demonstration's worker.
+
+    Parameters
+    ----------
+    broker : EmbeddedKafka
+        With the topics made.
+    store : Path
+        Holds a current release.
+
+    Returns
+    -------
+    Settings
+        For ZTF-shaped alerts.
+    """
+    return Settings(
+        survey="ztf",
+        kafka=KafkaSettings(
+            bootstrap_servers=broker.bootstrap_servers,
+            input_topics=(IN,),
+            output_topic=OUT,
+            dead_letter_topic=DEAD,
+            options={"log.connection.close": False},
+            consumer_options=dict(CONSUMER_OPTIONS),
+        ),
+        release=ReleaseSettings(store=str(store)),
+        batch=BatchSettings(max_alerts=64, max_wait_s=0.05),
+    )
+
+
+def stream(
+    store: Path,
+    *,
+    alerts: int,
+    corrupt: float,
+    duplicates: float,
+    seed: int,
+    watch: Callable[[Story], None],
+) -> Story:
+    """Stream simulated alerts through the whole path and read everything back.
+
+    Parameters
+    ----------
+    store : Path
+        Release store with a current release.
+    alerts : int
+        How many alerts are simulated.
+    corrupt, duplicates : float
+        Shares that are damaged, and sent twice.
+    seed : int
+        Fixes the sky and what is damaged.
+    watch : callable
+        Called several times a second with the story so far.
+
+    Returns
+    -------
+    Story
+        Complete.
+
+    Raises
+    ------
+    FatalError
+        If the worker stopped or something did not come back.
+    """
+    story = Story()
+    with EmbeddedKafka() as broker:
+        for topic in (IN, OUT, DEAD):
+            broker.create_topic(topic, _PARTITIONS)
+        settings = settings_for(broker, store)
+        story.metrics = Metrics("ztf")
+        worker = Worker(settings, story.metrics)
+        failure: list[BaseException] = []
+        threads = [
+            threading.Thread(target=_guarded, args=(worker.run, failure), name="worker", daemon=True),
+            threading.Thread(
+                target=_guarded,
+                args=(lambda: _replay(story, settings.kafka, alerts, corrupt, duplicates, seed), failure),
+                name="replay",
+                daemon=True,
+            ),
+        ]
+        started = monotonic()
+        for thread in threads:
+            thread.start()
+        try:
+            _read_back(story, settings.kafka, threads[1], failure, watch)
+        finally:
+            worker.stop()
+            threads[0].join(30)
+        story.seconds = monotonic() - started
+        if failure:
+            raise failure[0]
+        story.books = audit_of(settings.kafka)
+        story.gaps = _total(story.metrics, "stream_vae_offset_gaps_total")
+    return story
+
+
+def _guarded(work: Callable[[], object], failure: list[BaseException]) -> None:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
+        failure.append(error)
+
+
+def _replay(story: Story, settings: KafkaSettings, alerts: int, corrupt: float, duplicates: float, seed: int) -> None:
+    def packets() -> Iterator[Sent]:
+        for each in simulate_packets(alerts, shape="ztf", seed=seed):
+            story.truth[each.candid] = each.label
+            yield Sent(each.key, each.packet)
+
+    def pace(sent: int) -> None:
+        story.sent = sent
+        deadline = monotonic() + _PATIENCE_S
+        while sent - story.published - story.dead_lettered >= _ON_THE_WAY:
+            if monotonic() > deadline:
+                raise FatalError(f"{_ON_THE_WAY} alerts are on their way and none arrives.")
+            sleep(0.005)
+
+    tally = send(spoiled(packets(), duplicates=duplicates, corrupt=corrupt, seed=seed), settings, IN, pace=pace)
+    story.sent, story.damaged, story.duplicates = tally.sent, tally.corrupted, tally.duplicates
+
+
+def _read_back(
+    story: Story,
+    settings: KafkaSettings,
+    replay: threading.Thread,
+    failure: list[BaseException],
+    watch: Callable[[Story], None],
+) -> None:
+    consumer: Consumer = kafka.plain_consumer(settings, group_id="demo-reader", **_dotted(CONSUMER_OPTIONS))
+    consumer.subscribe([OUT, DEAD])
+    reader = _Reader(story)
+    heard = monotonic()
+    try:
+        while replay.is_alive() or story.published + story.dead_lettered < story.sent:
+            messages = consumer.consume(100, 0.1)
+            for message in messages:
+                if message.error() is None:
+                    reader.take(message)
+                    heard = monotonic()
+            watch(story)
+            if failure:
+                return
+            if monotonic() - heard > _PATIENCE_S:
+                raise FatalError(f"Nothing came back for {_PATIENCE_S:g} s.")
+    finally:
+        consumer.close()
+
+
+def _dotted(options: Any) -> dict[str, Any]:
+    return {name.replace(".", "_"): value for name, value in options.items()}
+
+
+class _Reader:
+    """Reads enriched alerts and dead letters as any consumer would."""
+
+    def __init__(self, story: Story) -> None:
+        self._story = story
+        self._frames = FrameReader()
+        self._plans: dict[str, FieldPlan] = {}
+
+    def take(self, message: Any) -> None:
+        headers = dict(message.headers() or ())
+        fault = headers.get(FAULT_HEADER, b"").decode()
+        if message.topic() == DEAD:
+            reason = headers[REASON].decode()
+            self._story.dead_letters[reason] += 1
+            if not fault:
+                self._story.surprises.append(f"a good alert was dead-lettered: {reason}")
+            elif faults.EXPECTED[fault].outcome is not faults.Outcome.DEAD_LETTER:
+                self._story.surprises.append(f"{fault} was dead-lettered: {reason}")
+            return
+        self._enriched(message.value(), fault)
+
+    def _enriched(self, packet: bytes, fault: str) -> None:
+        story = self._story
+        frame = self._frames.open(packet)
+        plan = self._plans.get(frame.writer.digest)
+        if plan is None:
+            plan = self._plans[frame.writer.digest] = FieldPlan(frame.writer.parsed, _PATHS, Limits())
+        spans = plan.walk(frame.body)
+        candid, code, score, quality = (
+            None if spans[at, 0] < 0 else plan.value(frame.body, spans, at) for at in range(len(_PATHS))
+        )
+        unscoreable = bool(quality & UNSCOREABLE)
+        expected = faults.EXPECTED[fault].outcome if fault else faults.Outcome.SCORED
+        if fault and (expected is faults.Outcome.DEAD_LETTER or (expected is faults.Outcome.FLAGGED) != unscoreable):
+            story.surprises.append(f"{fault} was published with quality {quality}")
+        if unscoreable or code is None:
+            story.unscored += 1
+            return
+        story.scored += 1
+        if fault:
+            return  # scored, as it should be, but its truth is another's
+        story.candids.append(candid)
+        story.scores.append(float("nan") if score is None else score)
+        story.codes.append(np.array(code, np.float32))
+        if len(story.packets) < 400:
+            story.packets[candid] = packet
+
+
+def _total(metrics: Metrics, name: str) -> int:
+    return int(sum(s.value for family in metrics.registry.collect() for s in family.samples if s.name == name))
