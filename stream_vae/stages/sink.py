@@ -34,10 +34,26 @@ class Sink(Protocol):
     """Whose offsets are committed."""
 
     def publish(self, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
-        """Begin to produce the messages of a batch."""
+        """Begin to produce the messages of a batch.
+
+        Parameters
+        ----------
+        packets : sequence of Packet
+            As read.
+        outcomes : sequence of Outcome
+            What became of each.
+        """
 
     def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:
-        """Commit what is acknowledged; wait for all of it if asked to."""
+        """Commit what is acknowledged.
+
+        Parameters
+        ----------
+        timeout_s : float
+            Longest wait.
+        everything : bool
+            Whether to wait for all of it.
+        """
 
     @property
     def in_flight(self) -> int:

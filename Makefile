@@ -1,0 +1,51 @@
+# What a newcomer, a developer and CI call. `make help` lists it.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that TensorFlow has wheels for; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt check demo test test-unit test-integration bench clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "stream_vae needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python3"; exit 1; }
+	@echo "Installing into $(VENV) (about two minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+setup: $(VENV)/installed  ## Make .venv with stream-vae and every extra
+
+fmt: setup  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup  ## Lint, types, docstrings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python tests/check_docstrings.py
+
+demo: setup  ## Train a small model, stream simulated alerts, check the books
+	$(BIN)/stream-vae --quiet demo --out demo
+
+test: setup  ## All tests; servers that cannot be had are skipped with the reason (CI=true: they fail)
+	$(PYTEST)
+
+test-unit: setup  ## Only what needs seconds and no server
+	$(PYTEST) tests/unit
+
+test-integration: setup  ## What needs a real Kafka or Redis (started by the tests)
+	$(PYTEST) tests/contract tests/integration tests/e2e
+
+bench: setup  ## Kafka to Kafka against the usual Python way and the floor, in one run
+	$(BIN)/python tests/bench/run.py
+
+clean:  ## Remove what make made
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
