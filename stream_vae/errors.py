@@ -79,6 +79,8 @@ class RejectedAlertError(StreamVaeError):
         What is wrong with the message, for a person.
     reason : Reason
         The same from a closed list, for metrics and headers.
+    remedy : str
+        What the reader can do about it.
     """
 
     def __init__(self, message: str = "", *, reason: Reason = Reason.MALFORMED, remedy: str = "") -> None:

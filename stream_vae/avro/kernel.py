@@ -176,7 +176,22 @@ def _block_of_items(body: Bytes, at: int) -> tuple[int, int, int]:
 
 @_compiled
 def walk(body: Bytes, table: Longs, spans: Longs) -> int:  # noqa: C901, PLR0911, PLR0912, PLR0915 - one machine
-    """Run a program over a record; gives the record's end, or a fault (negative)."""
+    """Run a program over a record.
+
+    Parameters
+    ----------
+    body : ndarray
+        (bytes,) uint8, the record.
+    table : ndarray
+        (length,) int64, the program.
+    spans : ndarray
+        (paths, 2) int64, overwritten with where each path's value starts and ends; -1 where it is null.
+
+    Returns
+    -------
+    int
+        The record's end, or a fault (negative).
+    """
     max_depth: int = table[0]
     steps: int = table[1]
     empties: int = table[2]

@@ -35,9 +35,11 @@ def silent(step: str, done: int, total: int, note: str = "") -> None:
 
     Parameters
     ----------
-    step, note : str
+    step : str
         Unused.
     done, total : int
+        Unused.
+    note : str
         Unused.
     """
 
