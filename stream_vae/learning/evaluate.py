@@ -13,8 +13,9 @@ from stream_vae.learning.progress import reporter
 from stream_vae.learning.report import write_report
 from stream_vae.learning.stamps import StampSet, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, study_of
+from stream_vae.model.reconstruct import Reconstructor
 from stream_vae.model.release import REFERENCE, Release, ReleaseStore
-from stream_vae.stages.encode import Encoder, open_session
+from stream_vae.stages.encode import Encoder
 from stream_vae.stages.score import Scorer
 
 Array = NDArray[np.float32]
@@ -88,7 +89,7 @@ def _check_out(out: Path) -> None:
 
 
 def _study(release: Release, stamps: StampSet) -> Study:
-    encoder, scorer = Encoder(release, threads=2), Scorer(release)
+    encoder, scorer, decoder = Encoder(release, threads=2), Scorer(release), Reconstructor(release)
     parts = [encoder.run(stamps.stamps[i : i + 2048]) for i in range(0, len(stamps.stamps), 2048)]
     z_mean = np.concatenate([part.z_mean for part in parts])
     z_log_var = np.concatenate([part.z_log_var for part in parts])
@@ -99,10 +100,14 @@ def _study(release: Release, stamps: StampSet) -> Study:
         z_mean,
         z_log_var,
         np.concatenate(scores),
-        decode=_Decoder(release),
+        decode=lambda codes: _decode(decoder, codes),
         variance=_variance(release),
         reference=release.folder / REFERENCE,
     )
+
+
+def _decode(decoder: Reconstructor, codes: Array) -> Array:
+    return np.concatenate([decoder.reconstruct(codes[i : i + 2048]) for i in range(0, len(codes), 2048)])
 
 
 def _variance(release: Release) -> float:
@@ -113,22 +118,3 @@ def _variance(release: Release) -> float:
             f"The card of {release.id} does not say the decoder's variance.",
             remedy="Evaluate a release that `stream-vae train` made.",
         ) from error
-
-
-class _Decoder:
-    """Codes to stamps through the release's own graph."""
-
-    def __init__(self, release: Release) -> None:
-        path = release.path("decoder.onnx")
-        if path is None:
-            raise ConfigError(
-                f"Release {release.id} has no decoder.onnx, so nothing can be reconstructed.",
-                remedy="Evaluate a release that `stream-vae train` made.",
-            )
-        self._session = open_session(path, threads=2)
-
-    def __call__(self, codes: Array) -> Array:
-        parts = [
-            self._session.run(["reconstruction"], {"z": codes[i : i + 2048]})[0] for i in range(0, len(codes), 2048)
-        ]
-        return np.concatenate(parts)

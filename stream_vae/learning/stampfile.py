@@ -1,5 +1,6 @@
 """Stamps from .npy and .npz files, a chunk at a time, however large the file is."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from stream_vae.errors import ConfigError
 from stream_vae.learning.stamps import BOGUS, CHUNK, REAL, UNKNOWN, Chunk, StampSource
 from stream_vae.model.release import Preprocessing
 from stream_vae.stages.stamp import normalise
+
+_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file raises, at whatever depth the damage is."""
 
 
 def stamps_from_file(path: Path, preprocessing: Preprocessing) -> StampSource:
@@ -80,7 +84,7 @@ def stamps_from_file(path: Path, preprocessing: Preprocessing) -> StampSource:
 def _load(path: Path, *, mmap_mode: Any = None) -> Any:
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ConfigError(
             f"{path} cannot be read as a numpy file: {error}.",
             remedy="Save plain number arrays with numpy.save or numpy.savez; pickled objects are refused.",
@@ -92,7 +96,7 @@ def _column(file: Any, name: str, path: Path) -> NDArray[Any] | None:
         return None
     try:
         return np.asarray(file[name])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise ConfigError(f"{path}: `{name}` cannot be read: {error}.", remedy="Save plain number arrays.") from error
 
 
@@ -107,7 +111,7 @@ def _array_header(member: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dt
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(member)
-    except (ValueError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         raise ConfigError(f"{path}: `stamps` is damaged: {error}.", remedy="Save it again.") from error
 
 
@@ -116,19 +120,26 @@ def _npz_pieces(path: Path) -> Iterator[NDArray[Any]]:
     with zipfile.ZipFile(path) as archive, archive.open("stamps.npy") as member:
         shape, by_columns, dtype = _array_header(member, path)
         if by_columns:  # Fortran order: the first stamp's pixels lie all over the file
-            whole = np.frombuffer(member.read(), dtype).reshape(shape, order="F")
+            content = _read(member, math.prod(shape) * dtype.itemsize, path)
+            whole = np.frombuffer(content, dtype).reshape(shape, order="F")
             for i in range(0, shape[0], CHUNK):
                 yield whole[i : i + CHUNK]
             return
-        stamp_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        stamp_bytes = math.prod(shape[1:]) * dtype.itemsize
         for i in range(0, shape[0], CHUNK):
             rows = min(CHUNK, shape[0] - i)
-            content = member.read(rows * stamp_bytes)
-            if len(content) < rows * stamp_bytes:
-                raise ConfigError(
-                    f"{path}: `stamps` ends after {i} of {shape[0]} stamps.", remedy="Copy the file again."
-                )
+            content = _read(member, rows * stamp_bytes, path)
             yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
+
+
+def _read(member: Any, count: int, path: Path) -> bytes:
+    try:
+        content: bytes = member.read(count)
+    except _DAMAGE as error:
+        raise ConfigError(f"{path}: `stamps` is damaged: {error}.", remedy="Save or copy it again.") from error
+    if len(content) < count:
+        raise ConfigError(f"{path}: `stamps` ends before its last stamp.", remedy="Save or copy it again.")
+    return content
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], preprocessing: Preprocessing) -> None:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,28 @@ def train(
     ------
     ConfigError
         If recipe, data or store are not usable; says what to do.
+    RetriableError
+        If the store cannot be reached.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     store = ReleaseStore(store) if isinstance(store, str) else store
+    _check_tools()
+    store.ids()  # a store that cannot be reached is better known before the work than after
     with reporter(show=progress) as report:
         stamps = _read(recipe, data, survey, report)
         card = _train(recipe, stamps, store, report)
     if promote:
         store.promote(card.id, reason="trained with --promote")
     return card
+
+
+def _check_tools() -> None:
+    missing = [name for name in ("matplotlib", "onnx", "scipy") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"Training needs {', '.join(missing)} too, to export and report.",
+            remedy="Install it: pip install 'stream-vae[train]'.",
+        )
 
 
 def _read(recipe: Recipe, data: str, survey: str | None, report: Reporter) -> StampSet:
