@@ -1,5 +1,6 @@
 """``stream-vae demo``: the whole path in one process, with nothing to install or start."""
 
+import logging
 from pathlib import Path
 from time import monotonic
 from typing import Annotated
@@ -39,8 +40,9 @@ def demo(
 
         stream-vae demo --alerts 20000 --corrupt 0.1 --seed 7
     """
-    store = ReleaseStore(str(out / "releases"))
+    logging.getLogger("stream_vae.dead_letter").setLevel(logging.ERROR)  # they are damaged on purpose here
     out.mkdir(parents=True, exist_ok=True)
+    store = ReleaseStore(str(out / "releases"))
     release = _release(store)
     notes.rule(f"Streaming {alerts:,} simulated alerts through Kafka, decode, encode, score, Kafka")
     with Live(console=notes, auto_refresh=False, transient=True) as live:

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stream_vae import kafka
-from stream_vae.avro.framing import FrameReader
-from stream_vae.avro.limits import Limits
-from stream_vae.avro.walker import FieldPlan
+from stream_vae import kafka, surveys
+from stream_vae.alert import Packet
 from stream_vae.embedded.kafka import CONSUMER_OPTIONS, EmbeddedKafka
 from stream_vae.errors import FatalError
 from stream_vae.metrics import Metrics
@@ -28,9 +26,10 @@ from stream_vae.settings import BatchSettings, KafkaSettings, ReleaseSettings, S
 from stream_vae.sky import faults
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.stages.dead_letter import REASON
-from stream_vae.stages.enrich import FIELD
 from stream_vae.tools.audit import Line, audit_of
+from stream_vae.tools.messages import Reader
 from stream_vae.tools.replay import FAULT_HEADER, Sent, send, spoiled
+from stream_vae.tools.topics import as_packet
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
@@ -40,7 +39,8 @@ _PARTITIONS = 16
 _ON_THE_WAY = 200
 """Alerts between the replayer and the reader: 13 a partition on average, of the 80 that the broker would keep."""
 _PATIENCE_S = 60.0
-_PATHS = ("candid", *(f"{FIELD}.{name}" for name in ("latent_mean", "real_score", "quality")))
+_KEPT = 400
+"""Enriched packets that are kept for the picture."""
 
 
 @dataclass
@@ -222,14 +222,14 @@ def _read_back(
 ) -> None:
     consumer: Consumer = kafka.plain_consumer(settings, group_id="demo-reader", **_dotted(CONSUMER_OPTIONS))
     consumer.subscribe([OUT, DEAD])
-    reader = _Reader(story)
+    witness = _Witness(story)
     heard = monotonic()
     try:
         while replay.is_alive() or story.published + story.dead_lettered < story.sent:
             messages = consumer.consume(100, 0.1)
             for message in messages:
                 if message.error() is None:
-                    reader.take(message)
+                    witness.take(as_packet(message))
                     heard = monotonic()
             watch(story)
             if failure:
@@ -244,52 +244,50 @@ def _dotted(options: Any) -> dict[str, Any]:
     return {name.replace(".", "_"): value for name, value in options.items()}
 
 
-class _Reader:
-    """Reads enriched alerts and dead letters as any consumer would."""
+class _Witness:
+    """Reads enriched alerts and dead letters as any consumer would, and compares them with what was sent."""
 
     def __init__(self, story: Story) -> None:
         self._story = story
-        self._frames = FrameReader()
-        self._plans: dict[str, FieldPlan] = {}
+        self._reader = Reader(surveys.load("ztf"))
 
-    def take(self, message: Any) -> None:
-        headers = dict(message.headers() or ())
-        fault = headers.get(FAULT_HEADER, b"").decode()
-        if message.topic() == DEAD:
-            reason = headers[REASON].decode()
-            self._story.dead_letters[reason] += 1
-            if not fault:
-                self._story.surprises.append(f"a good alert was dead-lettered: {reason}")
-            elif faults.EXPECTED[fault].outcome is not faults.Outcome.DEAD_LETTER:
-                self._story.surprises.append(f"{fault} was dead-lettered: {reason}")
+    def take(self, packet: Packet) -> None:
+        headers = dict(packet.headers)
+        fault = (headers.get(FAULT_HEADER) or b"").decode()
+        if packet.topic == DEAD:
+            self._dead_letter((headers[REASON] or b"").decode(), fault)
+        else:
+            self._enriched(packet, fault)
+
+    def _dead_letter(self, reason: str, fault: str) -> None:
+        self._story.dead_letters[reason] += 1
+        if not fault:
+            self._story.surprises.append(f"a good alert was dead-lettered: {reason}")
+        elif faults.EXPECTED[fault].outcome is not faults.Outcome.DEAD_LETTER:
+            self._story.surprises.append(f"{fault} was dead-lettered: {reason}")
+
+    def _enriched(self, packet: Packet, fault: str) -> None:
+        story, reading = self._story, self._reader.read(packet)
+        found = reading.enrichment
+        if found is None:
+            story.surprises.append(f"{packet.origin} has no enrichment")
             return
-        self._enriched(message.value(), fault)
-
-    def _enriched(self, packet: bytes, fault: str) -> None:
-        story = self._story
-        frame = self._frames.open(packet)
-        plan = self._plans.get(frame.writer.digest)
-        if plan is None:
-            plan = self._plans[frame.writer.digest] = FieldPlan(frame.writer.parsed, _PATHS, Limits())
-        spans = plan.walk(frame.body)
-        candid, code, score, quality = (
-            None if spans[at, 0] < 0 else plan.value(frame.body, spans, at) for at in range(len(_PATHS))
-        )
-        unscoreable = bool(quality & UNSCOREABLE)
+        unscoreable = bool(found.quality & UNSCOREABLE)
         expected = faults.EXPECTED[fault].outcome if fault else faults.Outcome.SCORED
-        if fault and (expected is faults.Outcome.DEAD_LETTER or (expected is faults.Outcome.FLAGGED) != unscoreable):
-            story.surprises.append(f"{fault} was published with quality {quality}")
-        if unscoreable or code is None:
+        if expected is not (faults.Outcome.FLAGGED if unscoreable else faults.Outcome.SCORED) and fault:
+            story.surprises.append(f"{fault} was published with quality {found.quality}")
+        if unscoreable or found.latent_mean is None:
             story.unscored += 1
             return
         story.scored += 1
         if fault:
             return  # scored, as it should be, but its truth is another's
+        candid = int(reading.alert.alert_id)
         story.candids.append(candid)
-        story.scores.append(float("nan") if score is None else score)
-        story.codes.append(np.array(code, np.float32))
-        if len(story.packets) < 400:
-            story.packets[candid] = packet
+        story.scores.append(float("nan") if found.real_score is None else found.real_score)
+        story.codes.append(found.latent_mean)
+        if len(story.packets) < _KEPT:
+            story.packets[candid] = packet.value
 
 
 def _total(metrics: Metrics, name: str) -> int:

@@ -48,7 +48,7 @@ def draw(story: Story, release: Release, path: Path) -> None:
     kept = {candid: row for row, candid in enumerate(story.candids) if candid in story.packets}
     stamps = dict(zip(kept, _stamps(story, list(kept), release), strict=True))
     figure = Figure(figsize=(13, 8.2), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.45))
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.45)))
     _draw_stamps(top, story, release, kept, stamps)
     left, right = bottom.subplots(1, 2, gridspec_kw={"width_ratios": (1, 1.35)})
     _draw_scores(left, story)
