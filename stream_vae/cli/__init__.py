@@ -67,7 +67,7 @@ def _global_options(
     logging.getLogger("stream_vae").setLevel(level)
 
 
-_FAMILIES = ("demo", "run", "train", "releases", "replay", "look", "audit", "config")
+_FAMILIES = ("demo", "run", "train", "releases", "replay", "look", "dlq", "audit", "doctor", "config")
 
 
 def main() -> None:
