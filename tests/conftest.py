@@ -5,16 +5,11 @@ A server that cannot be had fails the test where the environment says CI, and sk
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import pytest
-
-# The folder itself, for the helpers that tests share: importlib mode adds nothing to the path.
-sys.path.insert(0, str(Path(__file__).parent))
-
 from stream_vae.embedded.kafka import EmbeddedKafka
 
 from servers import REPOSITORY, Kafka, MissingServiceError, RedisServer, real_kafka, real_redis
@@ -61,14 +56,14 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def alerts_dir() -> Path:
     """The folder of real alerts; this repository holds none."""
-    given = os.environ.get("STREAM_VAE_TEST_DATA")
+    given = os.environ.get("ALERTS_DIR")
     folder = Path(given) if given else REPOSITORY.parent / "shared" / "data"
     if folder.is_dir():
         return folder
     if given:
-        pytest.fail(f"STREAM_VAE_TEST_DATA={given} is no folder")
+        pytest.fail(f"ALERTS_DIR={given} is no folder")
     # In CI too: nothing installs it, so its absence is no fault of that machine.
-    pytest.skip(f"no real alerts: {folder} is absent; set STREAM_VAE_TEST_DATA to a folder with ztf/, lsst/, ...")
+    pytest.skip(f"no real alerts: {folder} is absent; set ALERTS_DIR to a folder with ztf/, lsst/, ...")
 
 
 @pytest.fixture(scope="session")
