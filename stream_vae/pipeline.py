@@ -63,14 +63,15 @@ def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> lis
         codes, stamps, poison = stages.encoder.encode(stamps)
     with metrics.stage("score"):
         scores = stages.scorer.score(codes)
+    quality = stamps.quality | stages.scorer.flag
     with metrics.stage("enrich"):
-        results = stages.enricher.enrich(alerts, codes, scores, stamps.quality)
+        results = stages.enricher.enrich(alerts, codes, scores, quality)
     for row in poison:
         text = "the encoder fails on this alert alone"
         results[row] = Rejected(alerts[row].packet, Reason.POISON, "encode", text, alerts[row].alert_id)
 
     rejected = [*rejected, *(result for result in results if isinstance(result, Rejected))]
-    metrics.count_quality(stamps.quality, scores)
+    metrics.count_quality(quality, scores)
     metrics.count_rejected(rejected)
     published = [result for result in results if isinstance(result, Outcome)]
     return published + [dead_letter(each, stages.dead_letter_topic) for each in rejected]

@@ -6,6 +6,7 @@ import numpy as np
 from stream_vae.alert import Codes, FloatArray, Scores
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import REFERENCE, SCORER, Release
+from stream_vae.quality import Quality
 from stream_vae.stages.encode import open_session
 
 _SMALLEST = 16  # as in encode: one kernel for every batch size, so that redelivery gives the same bytes
@@ -44,9 +45,9 @@ class Scorer:
             raise ConfigError(f"{REFERENCE} of {release.id} does not fit {size} latents.")
 
     @property
-    def has_scorer(self) -> bool:
-        """Whether the release can tell real from bogus."""
-        return self._session is not None
+    def flag(self) -> np.uint32:
+        """`Quality` bits that every alert of this release gets: NO_SCORER where it cannot tell real from bogus."""
+        return np.uint32(Quality.NO_SCORER if self._session is None else 0)
 
     def score(self, codes: Codes) -> Scores:
         """Score a batch; rows without a code get NaN.
