@@ -75,13 +75,13 @@ class _Batch:
         self.packets = packets
         self.outcomes = list(outcomes)
         self.missing = 0
-        self.failures: list[tuple[int, KafkaError]] = []
+        self.failures: list[tuple[int, str, KafkaError]] = []
 
-    def delivered(self, index: int, error: KafkaError | None, message: object) -> None:
+    def delivered(self, index: int, topic: str, error: KafkaError | None, message: object) -> None:
         del message
         self.missing -= 1
         if error is not None:
-            self.failures.append((index, error))
+            self.failures.append((index, topic, error))
 
     def enter(self, ledger: Ledger) -> Pages:
         read = (((packet.topic, packet.partition), packet.offset) for packet in self.packets)
@@ -129,7 +129,7 @@ class _Producing:
                     message.topic,
                     message.value,
                     message.key,
-                    on_delivery=partial(batch.delivered, index),
+                    on_delivery=partial(batch.delivered, index, message.topic),
                     timestamp=message.timestamp_ms or 0,
                     headers=message.headers,
                 )
@@ -139,7 +139,7 @@ class _Producing:
                     raise FatalError("Kafka takes no more messages: the producer's queue stays full.") from None
                 self._producer.poll(0.1)
             except KafkaException as error:
-                batch.delivered(index, error.args[0], None)
+                batch.delivered(index, message.topic, error.args[0], None)
                 return
             else:
                 return
@@ -147,10 +147,12 @@ class _Producing:
     def _mend(self, batch: _Batch) -> None:
         """Dead-letter what the output topic refuses for its size; anything else stops the worker."""
         failures, batch.failures = batch.failures, []
-        for index, error in failures:
+        for index, topic, error in failures:
             outcome = batch.outcomes[index]
             if error.code() not in _TOO_LARGE:
                 raise kafka.as_error(error, f"publishing the alert of {outcome.packet.origin}")
+            if topic != self._settings.dead_letter_topic and outcome.fate == "dead_lettered":
+                continue  # refused by both output topics: one dead letter is enough
             if outcome.fate == "dead_lettered":
                 raise FatalError(
                     f"The dead letter of {outcome.packet.origin} ({len(outcome.packet.value)} bytes) is too large for "
