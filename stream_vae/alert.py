@@ -62,7 +62,7 @@ class Alert(NamedTuple):
         """
         return self.layout.value(name, self.frame.body, self.spans)
 
-    def cutout(self, name: str) -> bytes | memoryview | None:
+    def cutout(self, name: str) -> memoryview | None:
         """Return the bytes of one cutout.
 
         Parameters
@@ -72,7 +72,7 @@ class Alert(NamedTuple):
 
         Returns
         -------
-        bytes, memoryview or None
+        memoryview or None
             A view of the body; None where the alert has no such cutout.
         """
         return self.layout.cutout(name, self.frame.body, self.spans)

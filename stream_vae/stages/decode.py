@@ -14,6 +14,8 @@ import numpy.typing as npt
 from stream_vae.alert import Alert, Packet, Rejected
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import Limits
+from stream_vae.avro.nodes import Kind, Node, resolve
+from stream_vae.avro.program import find
 from stream_vae.avro.schema import WriterSchema
 from stream_vae.avro.walker import FieldPlan
 from stream_vae.errors import Reason, RejectedAlertError
@@ -21,6 +23,16 @@ from stream_vae.surveys import CUTOUTS, Fields, Profile
 
 STAGE = "decode"
 _SHAPE = ("height", "width")
+_INTEGER = frozenset((Kind.INT, Kind.LONG))
+_NUMBER = _INTEGER | {Kind.FLOAT, Kind.DOUBLE}
+_TEXT = _INTEGER | {Kind.STRING, Kind.ENUM}
+_KINDS = {
+    "alert_id": _INTEGER | {Kind.STRING},
+    "object_id": _TEXT,
+    "band": _TEXT,
+    **dict.fromkeys(_SHAPE, _INTEGER),
+}
+"""What may stand behind a name, null apart; a number where nothing is said. A field of another type is no field."""
 
 
 class Layout:
@@ -44,24 +56,24 @@ class Layout:
     __slots__ = ("_index", "plan", "time_format")
 
     def __init__(self, writer: WriterSchema, profile: Profile, limits: Limits) -> None:
-        wanted = _wanted(profile)
-        paths = [path for alternatives in wanted.values() for path in alternatives]
-        missing = frozenset(FieldPlan(writer.parsed, paths, limits).missing)
-        chosen = {
-            name: next((path for path in alternatives if path not in missing), None)
-            for name, alternatives in wanted.items()
+        root = resolve(writer.parsed, max_depth=limits.max_depth)
+        present = {
+            name: path
+            for name, alternatives in _wanted(profile).items()
+            if (path := next((path for path in alternatives if _fits(find(root, path), name)), None)) is not None
         }
-        if chosen["alert_id"] is None:
+        if "alert_id" not in present:
             raise RejectedAlertError(
-                f"the writer schema has none of {', '.join(profile.fields.alert_id)}", reason=Reason.SCHEMA
+                f"the writer schema has no integer or string {' or '.join(profile.fields.alert_id)}",
+                reason=Reason.SCHEMA,
             )
-        present = {name: path for name, path in chosen.items() if path is not None}
-        self._index = {name: at for at, name in enumerate(present)}
-        self.plan = FieldPlan(writer.parsed, list(present.values()), limits)
+        paths = list(dict.fromkeys(present.values()))  # two names may share a path: an object's id that is the alert's
+        self._index = {name: paths.index(path) for name, path in present.items()}
+        self.plan = FieldPlan(writer.parsed, paths, limits)
         self.time_format = profile.time_format
 
     def has(self, name: str) -> bool:
-        """Tell whether the schema has a field for one of the profile's names.
+        """Tell whether the schema has a field of a fitting type for one of the profile's names.
 
         Parameters
         ----------
@@ -100,7 +112,7 @@ class Layout:
         at = self._index.get(name)
         return None if at is None or spans[at, 0] < 0 else self.plan.value(body, spans, at)
 
-    def cutout(self, name: str, body: bytes | memoryview, spans: npt.NDArray[np.int64]) -> bytes | memoryview | None:
+    def cutout(self, name: str, body: bytes | memoryview, spans: npt.NDArray[np.int64]) -> memoryview | None:
         """Return a cutout's bytes without copying them.
 
         Parameters
@@ -114,14 +126,21 @@ class Layout:
 
         Returns
         -------
-        bytes, memoryview or None
+        memoryview or None
             None where it is null or absent.
         """
         at = self._index.get(name)
-        if at is None or spans[at, 0] < 0:
-            return None
-        value = self.plan.value(body, spans, at)
-        return value if isinstance(value, bytes | memoryview) else None
+        return None if at is None else self.plan.view(body, spans, at)
+
+
+def _fits(node: Node | None, name: str) -> bool:
+    """Tell whether a field's type is one that the stages can use; a stage that asks for it never fails then."""
+    if node is None:
+        return False
+    kinds = {branch.kind for branch in (node.children if node.kind is Kind.UNION else (node,))} - {Kind.NULL}
+    if name in CUTOUTS:
+        return kinds in ({Kind.BYTES}, {Kind.FIXED})
+    return bool(kinds) and kinds <= _KINDS.get(name, _NUMBER)
 
 
 def _wanted(profile: Profile) -> dict[str, tuple[str, ...]]:
