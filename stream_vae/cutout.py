@@ -5,6 +5,7 @@ FITS is read here and not by a library because astropy takes 600 us a cutout and
 BZERO, BLANK, trailing axes of length one (FITS standard 4.0, Pence et al. 2010, A&A 524, A42).
 """
 
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ MAX_HEADER_BLOCKS = 64
 MAX_HDUS = 16
 _DTYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
+_IMAGE_EXTENSION = re.compile(rb"XTENSION= *'IMAGE *'")
+"""Tables have two axes as well, their rows and columns."""
 _WANTED = frozenset(
     (b"BITPIX", b"NAXIS", b"BSCALE", b"BZERO", b"BLANK", b"PCOUNT", b"GCOUNT", *(b"NAXIS%d" % n for n in range(1, 10)))
 )
@@ -96,22 +99,29 @@ def decompress(cutout: Buffer, max_bytes: int) -> Buffer:
     size = int.from_bytes(cutout[-4:], "little")
     if len(cutout) > 18 and 0 < size <= max_bytes:
         try:
-            return deflate.gzip_decompress(cutout, size)  # type: ignore[no-any-return]
+            data: bytes = deflate.gzip_decompress(cutout, size)
         except deflate.DeflateError:
-            pass  # several members, padding or damage: zlib tells which, in bounded memory
+            pass
+        else:
+            if len(data) == size:
+                return data
+    # Several members, padding or damage: zlib tells which, in bounded memory.
     return _inflate_bounded(cutout, max_bytes)
 
 
 def _inflate_bounded(cutout: Buffer, max_bytes: int) -> bytes:
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        data = inflater.decompress(cutout, max_bytes + 1)
-    except zlib.error as error:
-        raise CutoutError(f"gzip: {error}") from error
-    if len(data) > max_bytes:
-        raise CutoutError(f"cutout decompresses to over {max_bytes} bytes", quality=Quality.OVERSIZED_CUTOUT)
-    if not inflater.eof:
-        raise CutoutError("gzip stream ends early")
+    data, rest = b"", bytes(cutout)
+    while rest[:2] == _GZIP_MAGIC:  # one member after another; what follows the last is padding
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            data += inflater.decompress(rest, max_bytes + 1 - len(data))
+        except zlib.error as error:
+            raise CutoutError(f"gzip: {error}") from error
+        if len(data) > max_bytes:
+            raise CutoutError(f"cutout decompresses to over {max_bytes} bytes", quality=Quality.OVERSIZED_CUTOUT)
+        if not inflater.eof:
+            raise CutoutError("gzip stream ends early")
+        rest = inflater.unused_data
     return data
 
 
@@ -165,7 +175,7 @@ def _read_header(data: Buffer, start: int) -> _Hdu:
     if not first.startswith((b"SIMPLE  =", b"XTENSION=")):
         raise CutoutError("not a FITS header")
     cards, end = _cards(data, start)
-    hdu = _interpret(cards, end)
+    hdu = _interpret(cards, end, is_table=first.startswith(b"XTENSION") and not _IMAGE_EXTENSION.match(first))
     if start == 0 and end == BLOCK and hdu.is_image:
         if len(_headers) >= _MAX_CACHED_HEADERS:
             _headers.clear()
@@ -187,7 +197,7 @@ def _cards(data: Buffer, start: int) -> tuple[dict[bytes, bytes], int]:
     raise CutoutError("FITS header without END")
 
 
-def _interpret(cards: dict[bytes, bytes], offset: int) -> _Hdu:
+def _interpret(cards: dict[bytes, bytes], offset: int, *, is_table: bool) -> _Hdu:
     try:
         bitpix = int(cards[b"BITPIX"])
         axes = [int(cards[b"NAXIS%d" % n]) for n in range(1, int(cards[b"NAXIS"]) + 1)]
@@ -202,7 +212,7 @@ def _interpret(cards: dict[bytes, bytes], offset: int) -> _Hdu:
     for n in axes:
         pixels *= n
     size = abs(bitpix) // 8 * groups * (extra + pixels)
-    flat = len(axes) >= 2 and all(n == 1 for n in axes[2:]) and pixels > 0
+    flat = len(axes) >= 2 and all(n == 1 for n in axes[2:]) and pixels > 0 and not is_table
     width, height = (axes[0], axes[1]) if flat else (0, 0)
     end = offset + -(-size // BLOCK) * BLOCK
     return _Hdu(offset, end, np.dtype(_DTYPES[bitpix]), height, width, scale, zero, blank)
