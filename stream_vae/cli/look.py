@@ -288,47 +288,41 @@ def tail(
     assert name is not None  # the settings see to it
     reader = reader_of(loaded, name)
     if not follow:
-        _print_rows(list(rows_of(topics.latest(loaded.kafka, name, count), reader)), as_json=as_json, head=True)
+        _print_rows(list(rows_of(topics.latest(loaded.kafka, name, count), reader)), name, as_json=as_json, head=True)
         return
     notes.print(f"Following {name}; Ctrl-C ends it.", highlight=False)
     for turn, packets in enumerate(topics.follow(loaded.kafka, name, count)):
         if packets or turn == 0:
-            _print_rows(list(rows_of(packets, reader)), as_json=as_json, head=turn == 0)
+            _print_rows(list(rows_of(packets, reader)), name, as_json=as_json, head=turn == 0)
 
 
-_COLUMNS = {
-    "alert": 20,
-    "real_score": 15,
-    "novelty": 8,
-    "distance": 8,
-    "quality": 22,
-    "release": 12,
-    "read from": 22,
-    "at": 22,
-}
+_COLUMNS = {"alert": 20, "real_score": 15, "novelty": 8, "distance": 8, "quality": 16, "release": 12}
 """Fixed widths, so that lines which come later stand below those that came before."""
+_OFFSET_DIGITS = 12
 
 
-def _print_rows(rows: Sequence[Row], *, as_json: bool, head: bool) -> None:
+def _print_rows(rows: Sequence[Row], topic: str, *, as_json: bool, head: bool) -> None:
     if as_json:
         for row in rows:
             console.print(json.dumps(row.document()), markup=False, highlight=False, soft_wrap=True)
         return
     if head and not rows:
-        console.print("No messages yet.")
+        console.print(f"No messages in {topic} yet.")
     table = Table(show_header=head, show_edge=False, box=None, pad_edge=False)
-    widths = _COLUMNS if console.width >= sum(_COLUMNS.values()) + len(_COLUMNS) else dict.fromkeys(_COLUMNS)
-    for title, width in widths.items():
+    widths: dict[str, int | None] = {**_COLUMNS, "at": len(topic) + _OFFSET_DIGITS}
+    if console.width < sum(width or 0 for width in widths.values()) + len(widths):
+        widths = dict.fromkeys(widths)  # a narrow terminal: then each table by itself
+    for title, width in {**widths, "read from": None}.items():
         table.add_column(title, width=width, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
-    if rows or head:
+    if rows:
         console.print(table)
 
 
 def _cells(row: Row) -> list[Text | str]:
     found = row.enrichment
-    ends = [row.origin or DASH, row.packet.origin]
+    ends = [row.packet.origin, row.origin or DASH]
     if found is None:
         return [row.alert_id or DASH, *[DASH] * 3, Text(row.problem or "", style="red"), DASH, *ends]
     score = f"{number(found.real_score)} ± {number(found.real_score_std)}" if found.real_score is not None else DASH
