@@ -146,12 +146,14 @@ class _Producing:
 
     def _mend(self, batch: _Batch) -> None:
         """Dead-letter what the output topic refuses for its size; anything else stops the worker."""
-        failures, batch.failures = batch.failures, []
-        for index, topic, error in failures:
+        while batch.failures:
+            # Taken off the list once it is dealt with: while one is left, the batch can never be settled.
+            index, topic, error = batch.failures[-1]
             outcome = batch.outcomes[index]
             if error.code() not in _TOO_LARGE:
                 raise kafka.as_error(error, f"publishing the alert of {outcome.packet.origin}")
             if topic != self._settings.dead_letter_topic and outcome.fate == "dead_lettered":
+                batch.failures.pop()
                 continue  # refused by both output topics: one dead letter is enough
             if outcome.fate == "dead_lettered":
                 raise FatalError(
@@ -163,6 +165,7 @@ class _Producing:
             rejected = Rejected(outcome.packet, Reason.TOO_LARGE_TO_PUBLISH, "publish", text)
             batch.outcomes[index] = dead_letter(rejected, self._settings.dead_letter_topic)
             self._metrics.rejected.labels(self._metrics.survey, "publish", rejected.reason.value).inc()
+            batch.failures.pop()
             for message in batch.outcomes[index].messages:
                 self._produce(batch, index, message)
 
