@@ -16,6 +16,14 @@ for family in cli._FAMILIES:
 import stream_vae.runtime.worker
 """
 
+DEMO_WITHOUT_SCIPY = """
+import sys
+sys.modules["scipy"] = None
+sys.argv = ["stream-vae", "demo"]
+from stream_vae.cli import main
+main()
+"""
+
 
 def test_every_command_and_the_worker_load_without_any_extra() -> None:
     done = subprocess.run([sys.executable, "-c", LOAD_ALL_COMMANDS], capture_output=True, text=True, timeout=60)
@@ -23,8 +31,7 @@ def test_every_command_and_the_worker_load_without_any_extra() -> None:
 
 
 def test_a_command_that_needs_an_extra_names_it() -> None:
-    code = "import sys; sys.modules['scipy'] = None; sys.argv = ['stream-vae', 'demo']; from stream_vae.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", DEMO_WITHOUT_SCIPY], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "stream-vae[train]" in done.stderr
     assert "Traceback" not in done.stderr
