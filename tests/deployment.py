@@ -59,7 +59,7 @@ class Deployment:
 
 
 def deploy(
-    kafka: Kafka, folder: Path, *, survey: str = "ztf", partitions: int = 1, **sections: dict[str, Any]
+    kafka: Kafka, folder: Path, /, *, survey: str = "ztf", partitions: int = 1, **sections: dict[str, Any]
 ) -> Deployment:
     """Make topics, a store with one release, and the settings for them; `sections` add to the settings file."""
     store = folder / "store"

@@ -166,3 +166,45 @@ def test_tail_reads_confluent_packets_whose_output_schema_no_registry_keeps(brok
         rows = [json.loads(line) for line in result.stdout.splitlines()]
         assert len(rows) == len(packets)
         assert all("problem" not in row and row["release"].startswith("test-") for row in rows)
+
+
+def test_tail_reads_schemaless_packets(embedded_kafka, tmp_path):
+    from stream_vae.avro.framing import FrameReader
+    from stream_vae.sky.packets import simulate_packets
+
+    schema = tmp_path / "candidate.avsc"
+    packets = [sent.packet for sent in simulate_packets(4, shape="candidate", seed=2)]
+    schema.write_text(FrameReader().open(packets[0]).writer.json, encoding="utf-8")
+    framing = {"framing": "schemaless", "schema_file": str(schema)}
+    deployment = deploy(embedded_kafka, tmp_path, survey="candidate", kafka=framing)
+    deployment.publish(bytes(FrameReader().open(packet).body) for packet in packets)
+    deployment.run_worker()
+    for topic in (deployment.output, deployment.lite):
+        result = command("tail", topic, "--settings", deployment.file, "--json")
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert len(rows) == 4
+        assert all(0 <= row["real_score"] <= 1 for row in rows)
+
+
+def test_inspect_takes_the_release_that_the_message_names(embedded_kafka, real_packets, tmp_path):
+    deployment = deploy(embedded_kafka, tmp_path)
+    deployment.publish([real_packets("ztf")[0].read_bytes()])
+    deployment.run_worker()
+    newer = make_release(ReleaseStore(str(tmp_path / "store")), tmp_path / "newer", seed=5)
+    at = f"{deployment.output}/0/0"
+    found = answered("inspect", at, "--settings", deployment.file)
+    assert found["verdict"]["release"] == found["enrichment"]["release"] != newer.id
+    asked = answered("inspect", at, "--settings", deployment.file, "--release", newer.id)
+    assert asked["verdict"]["release"] == newer.id
+    missing = command("inspect", at, "--settings", deployment.file, "--release", "no-such")
+    assert isinstance(missing.exception, ConfigError)
+
+
+def test_a_missing_store_is_a_note_unless_it_was_asked_for(embedded_kafka, real_packets, tmp_path):
+    deployment = deploy(embedded_kafka, tmp_path, release={"store": str(tmp_path / "empty")})
+    packet = real_packets("ztf")[0]
+    found = answered("inspect", packet, "--settings", deployment.file)
+    assert found["verdict"] is None
+    assert any("no current release" in note for note in found["notes"])
+    asked = command("inspect", packet, "--store", tmp_path / "empty")
+    assert isinstance(asked.exception, ConfigError)
