@@ -190,6 +190,43 @@ class Metrics:
         self.consumer_queue_bytes.labels(self.survey).set(queued)
 
 
+class FleetMetrics:
+    """What only the supervisor of a fleet knows; the workers' own metrics stand beside it.
+
+    Parameters
+    ----------
+    survey : str
+        Labels everything.
+    registry : CollectorRegistry
+        Where they are registered.
+    """
+
+    def __init__(self, survey: str, registry: CollectorRegistry) -> None:
+        wanted = Gauge("stream_vae_fleet_workers_wanted", "Workers asked for", ("survey",), registry=registry)
+        alive = Gauge("stream_vae_fleet_workers_alive", "Workers that run", ("survey",), registry=registry)
+        restarts = Counter(
+            "stream_vae_fleet_restarts_total", "Workers started anew", ("survey", "worker"), registry=registry
+        )
+        self.wanted = wanted.labels(survey)
+        self.alive = alive.labels(survey)
+        self._restarts, self._survey = restarts, survey
+
+    def restarts(self, slot: int) -> Counter:
+        """Return the count of one slot.
+
+        Parameters
+        ----------
+        slot : int
+            The worker's number.
+
+        Returns
+        -------
+        Counter
+            How often a new worker took it.
+        """
+        return self._restarts.labels(self._survey, str(slot))
+
+
 def _observe(histogram: Histogram, values: FloatArray) -> None:
     for value in values[np.isfinite(values)].tolist():
         histogram.observe(value)

@@ -146,6 +146,15 @@ class LimitSettings(Section):
     )
 
 
+class FleetSettings(Section):
+    """Ray workers, for ``run --workers N``."""
+
+    cpus_per_worker: float = Field(default=1.0, ge=0, description="CPUs that Ray sets aside for a worker")
+    start_timeout_s: float = Field(
+        default=180.0, gt=0, description="longest wait until a worker consumes: its place in the cluster, its release"
+    )
+
+
 class FilterSettings(Section):
     """What is deliberately not published; counted, and never a default."""
 
@@ -177,6 +186,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     registry: RegistrySettings = RegistrySettings()
     metrics: MetricsSettings = MetricsSettings()
+    fleet: FleetSettings = FleetSettings()
     limits: LimitSettings = LimitSettings()
     filter: FilterSettings = FilterSettings()
 
@@ -228,6 +238,73 @@ def load(path: Path | None = None, **flags: Any) -> Settings:
         return Loaded(**flags)
     except (ValidationError, SettingsError) as error:
         raise ConfigError(_explain(error, path)) from None
+
+
+def to_plain(settings: Settings) -> dict[str, Any]:
+    """Write settings for another process of ours.
+
+    Parameters
+    ----------
+    settings : Settings
+        Everything.
+
+    Returns
+    -------
+    dict
+        Numbers, strings, lists and dictionaries, with the **secrets in clear**: to be sent, never shown or kept.
+    """
+    document: dict[str, Any] = _plain(settings.model_dump())
+    return document
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value) if isinstance(value, Path | Framing) else value
+
+
+class _Sent(Settings):
+    """Settings that are complete: this process's environment and files have no say."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+def from_plain(document: Mapping[str, Any]) -> Settings:
+    """Read what `to_plain` wrote.
+
+    Parameters
+    ----------
+    document : Mapping
+        Complete settings.
+
+    Returns
+    -------
+    Settings
+        The same as were written.
+
+    Raises
+    ------
+    ConfigError
+        If this process has another version of the settings than the one that wrote them.
+    """
+    try:
+        return _Sent(**document)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, None), remedy="Run the same stream_vae on every node.") from None
 
 
 def _check_file(path: Path | None) -> None:

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import monotonic
 
 from stream_vae import assembly, kafka
@@ -14,7 +15,7 @@ from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release
 from stream_vae.pipeline import Stages, enriched
 from stream_vae.settings import Settings
-from stream_vae.stages.ledger import Ledger
+from stream_vae.stages.ledger import Ledger, Partition
 from stream_vae.stages.sink import AtLeastOnceSink, ExactlyOnceSink, Sink
 from stream_vae.stages.source import Source
 
@@ -24,6 +25,18 @@ _LONGEST_BACKOFF_S = 30.0
 _RATIO_WINDOW_S = 60.0
 _RATIO_LEAST = 100
 """Messages in the window before their dead-letter ratio means anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a worker stands in its group."""
+
+    member_id: str = ""
+    """The coordinator's name for it; empty before it has joined."""
+    partitions: frozenset[Partition] = frozenset()
+    idle_s: float | None = None
+    """For how long these partitions are caught up and all is settled; None while there is something to do.
+    Having no partitions is having nothing to do."""
 
 
 class Worker:
@@ -53,6 +66,9 @@ class Worker:
         self._ready = False
         self._reason = "starting"
         self._heartbeat = monotonic()
+        self._member_id = ""
+        self._partitions: frozenset[Partition] = frozenset()
+        self._idle_since: float | None = None
         self._fates: deque[tuple[float, int, int]] = deque()
         check_topics(settings)
         self.release = release or assembly.release_of(settings)
@@ -133,42 +149,58 @@ class Worker:
             If it may not read or write.
         """
         backoff = 1.0
-        idle_since = monotonic()
         try:
             self._source.subscribe()
             while not self._stop.is_set():
                 try:
-                    busy = self._turn()
+                    self._turn()
                 except RetriableError as error:
                     self._back_off(error, backoff)
                     backoff = min(backoff * 2, _LONGEST_BACKOFF_S)
                     continue
                 backoff = 1.0
-                if busy or not self._source.caught_up() or self._sink.in_flight:
-                    idle_since = monotonic()
-                elif exit_when_idle_s is not None and monotonic() - idle_since >= exit_when_idle_s:
+                if exit_when_idle_s is not None and self._partitions and self._idle_for(exit_when_idle_s):
                     log.info("caught up, and nothing came for %g s", exit_when_idle_s)
                     break
             self._drain()
-        except BaseException:
-            # Leaving the group must not settle a batch that may be why we stop; it will be read again.
-            self._sink.abandon()
-            raise
         finally:
             self._set_ready(ready=False, reason="stopped")
             self.close()
 
-    def _turn(self) -> bool:
+    def standing(self) -> Standing:
+        """Tell where the worker stands; safe from other threads.
+
+        Returns
+        -------
+        Standing
+            As of the loop's last turn.
+        """
+        since = self._idle_since
+        return Standing(self._member_id, self._partitions, None if since is None else monotonic() - since)
+
+    def _idle_for(self, seconds: float) -> bool:
+        idle_s = self.standing().idle_s
+        return idle_s is not None and idle_s >= seconds
+
+    def _turn(self) -> None:
         packets = self._source.read()
         self._heartbeat = monotonic()
-        assigned = self._source.assigned
+        partitions = self._source.assignment
+        if packets or partitions != self._partitions:
+            self._idle_since = None
+        self._member_id, self._partitions = self._source.member_id, partitions
+        assigned = len(partitions)
         self._metrics.assigned.labels(self._metrics.survey).set(assigned)
         self._set_ready(ready=assigned > 0, reason="consuming" if assigned else "no partitions assigned")
         if packets:
             self._process(packets)
         self._sink.settle()
         self._metrics.in_flight.labels(self._metrics.survey).set(self._sink.in_flight)
-        return bool(packets)
+        behind = bool(partitions) and not self._source.caught_up()
+        if packets or behind or self._sink.in_flight:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = monotonic()
 
     def _process(self, packets: Sequence[Packet]) -> None:
         self._metrics.batch_alerts.labels(self._metrics.survey).observe(len(packets))
@@ -197,6 +229,7 @@ class Worker:
 
     def _back_off(self, error: RetriableError, seconds: float) -> None:
         log.warning("%s Trying again in %g s.", error, seconds)
+        self._idle_since = None
         self._set_ready(ready=False, reason=str(error))
         self._sink.abandon()
         self._source.rewind()

@@ -97,9 +97,14 @@ class Source:
         )
 
     @property
-    def assigned(self) -> int:
-        """Number of partitions that this worker owns."""
-        return len(self._consumer.assignment())
+    def assignment(self) -> frozenset[Partition]:
+        """The partitions that this worker owns."""
+        return frozenset((entry.topic, entry.partition) for entry in self._consumer.assignment())
+
+    @property
+    def member_id(self) -> str:
+        """The name that the group's coordinator gave to this worker; empty before."""
+        return self._consumer.memberid() or ""
 
     def read(self, timeout_s: float | None = None) -> list[Packet]:
         """Read one batch.
@@ -246,7 +251,7 @@ class Source:
         bool
             False while nothing is assigned.
         """
-        owned = {(entry.topic, entry.partition) for entry in self._consumer.assignment()}
+        owned = self.assignment
         return bool(owned) and owned <= self._at_end
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
