@@ -77,6 +77,7 @@ class Source:
         self._metrics = metrics
         self._ledger = ledger
         self._before_revoke = before_revoke
+        self._first: dict[Partition, int] = {}
         self._next: dict[Partition, int] = {}
         self._at_end: set[Partition] = set()
         self._failure: KafkaError | None = None
@@ -180,6 +181,7 @@ class Source:
             if expected is not None and packet.offset > expected:
                 gap = packet.offset - expected
                 self._metrics.offset_gaps.labels(survey, *partition).inc(gap)
+            self._first.setdefault(partition, packet.offset)
             self._next[partition] = packet.offset + 1
 
     def commit(self, pages: Pages, *, wait: bool = False) -> None:
@@ -236,12 +238,28 @@ class Source:
         return self._consumer.consumer_group_metadata()
 
     def rewind(self) -> None:
-        """Go back to what is committed, after an aborted transaction."""
-        for partition in self._consumer.assignment():
-            page = self._ledger.page((partition.topic, partition.partition))
-            if page is not None:
-                self._next.pop((partition.topic, partition.partition), None)
-                self._consumer.seek(TopicPartition(partition.topic, partition.partition, page.next_offset))
+        """Go back to what is settled: everything behind it will be read again.
+
+        Raises
+        ------
+        FatalError
+            If the consumer cannot go back.
+        """
+        for entry in self._consumer.assignment():
+            partition = (entry.topic, entry.partition)
+            page = self._ledger.page(partition)
+            if page is None:
+                continue
+            # Nothing settled and nothing committed: back to the first message that came, wherever the group began.
+            offset = page.next_offset if page.next_offset >= 0 else self._first.get(partition)
+            if offset is None:
+                continue  # nothing was read
+            self._next.pop(partition, None)
+            self._at_end.discard(partition)
+            try:
+                self._consumer.seek(TopicPartition(*partition, offset))
+            except KafkaException as error:
+                raise FatalError(f"Kafka, going back to offset {offset}: {error.args[0].str()}.") from error
 
     def caught_up(self) -> bool:
         """Tell whether everything up to the end of every assigned partition was read.
@@ -282,6 +300,7 @@ class Source:
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         for entry in partitions:
             self._ledger.close((entry.topic, entry.partition))
+            self._first.pop((entry.topic, entry.partition), None)
             self._next.pop((entry.topic, entry.partition), None)
             self._at_end.discard((entry.topic, entry.partition))
 
