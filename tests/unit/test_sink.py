@@ -1,0 +1,223 @@
+"""The sink settles a batch when every message of it is acknowledged, in the order of reading, and never otherwise."""
+
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from stream_vae.alert import Outcome, Outgoing
+from stream_vae.errors import FatalError, RetriableError
+from stream_vae.metrics import Metrics
+from stream_vae.settings import DeliverySettings
+from stream_vae.stages.ledger import Ledger, Page, Pages
+from stream_vae.stages.sink import AtLeastOnceSink
+
+from stage_parts import kafka_settings, packet
+
+WHERE = ("in", 0)
+
+
+class FakeProducer:
+    """Takes messages; the test says what becomes of them."""
+
+    def __init__(self) -> None:
+        self.produced: list[tuple[str, bytes, Any]] = []
+        self.refuses: KafkaError | None = None
+        self.full = 0
+
+    def produce(self, topic: str, value: bytes, _key: bytes | None, *, on_delivery: Any, **_: Any) -> None:
+        if self.full:
+            self.full -= 1
+            raise BufferError
+        if self.refuses is not None:
+            raise KafkaException(self.refuses)
+        self.produced.append((topic, value, on_delivery))
+
+    def answer(self, number: int, code: int | None = None) -> None:
+        self.produced[number][2](None if code is None else KafkaError(code), None)
+
+    def poll(self, _timeout_s: float) -> int:
+        return 0
+
+    def flush(self, _timeout_s: float) -> int:
+        return 0
+
+    def purge(self) -> None:
+        pass
+
+
+class FakeSource:
+    def __init__(self) -> None:
+        self.committed: list[tuple[int, bool]] = []
+
+    def commit(self, pages: Pages, *, wait: bool) -> None:
+        self.committed.append((pages[WHERE].next_offset, wait))
+
+
+class Bench:
+    """A sink whose producer and source are fakes."""
+
+    def __init__(self, **options: Any) -> None:
+        self.metrics = Metrics("candidate")
+        self.ledger = Ledger()
+        self.ledger.open(WHERE, Page(0, 0))
+        delivery = DeliverySettings(drain_timeout_s=0.2)
+        self.sink = AtLeastOnceSink(
+            kafka_settings(), delivery, self.metrics, self.ledger, statistics_interval_s=0, **options
+        )
+        self.sink._producer = self.producer = FakeProducer()
+        self.sink.source = self.source = FakeSource()
+
+    def publish(self, first: int, last: int, topics: tuple[str, ...] = ("out",)) -> None:
+        packets = [packet(b"value", offset) for offset in range(first, last)]
+        outcomes = [
+            Outcome(each, tuple(Outgoing(topic, b"enriched", None, [], None) for topic in topics), "published")
+            for each in packets
+        ]
+        self.sink.publish(packets, outcomes)
+
+    @property
+    def page(self) -> Page:
+        page = self.ledger.page(WHERE)
+        assert page is not None
+        return page
+
+    def count(self, name: str) -> float:
+        labels = {"survey": "candidate", "topic": "in", "partition": "0"}
+        return self.metrics.registry.get_sample_value(f"stream_vae_alerts_{name}_total", labels) or 0.0
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_nothing_is_committed_before_every_message_of_the_batch_is_acknowledged(bench: Bench) -> None:
+    bench.publish(0, 3)
+    for number in (2, 0):
+        bench.producer.answer(number)
+        bench.sink.settle()
+        assert bench.source.committed == []
+        assert bench.sink.in_flight == 3
+    bench.producer.answer(1)
+    bench.sink.settle()
+    assert bench.source.committed == [(3, False)]
+    assert bench.page == Page(0, 3, consumed=3, published=3)
+    assert bench.sink.in_flight == 0
+
+
+def test_a_later_batch_that_is_acknowledged_first_waits_for_the_earlier_one(bench: Bench) -> None:
+    bench.publish(0, 1)
+    bench.publish(1, 2)
+    bench.producer.answer(1)
+    bench.sink.settle()
+    assert bench.source.committed == []
+    bench.producer.answer(0)
+    bench.sink.settle(everything=True, timeout_s=1)
+    assert bench.source.committed == [(2, True)]
+
+
+def test_an_alert_to_two_topics_is_settled_when_both_have_it(bench: Bench) -> None:
+    bench.publish(0, 1, ("out", "lite"))
+    bench.producer.answer(0)
+    bench.sink.settle()
+    assert bench.source.committed == []
+    bench.producer.answer(1)
+    bench.sink.settle()
+    assert bench.source.committed == [(1, False)]
+
+
+def test_a_filtered_alert_needs_no_acknowledgement(bench: Bench) -> None:
+    only = packet(offset=4)
+    bench.sink.publish([only], [Outcome(only, (), "filtered")])
+    bench.sink.settle()
+    assert bench.page == Page(4, 5, consumed=1, filtered=1)
+    assert bench.count("filtered") == 1
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_a_batch_with_an_undeliverable_message_is_never_settled(bench: Bench, attempts: int) -> None:
+    bench.publish(0, 2)
+    bench.producer.answer(0)
+    bench.producer.answer(1, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    for _ in range(attempts):  # leaving the group settles once more
+        with pytest.raises(FatalError, match="in/0/1"):
+            bench.sink.settle(everything=True, timeout_s=0.1)
+    assert bench.source.committed == []
+    assert bench.page == Page(0, 0)
+
+
+def test_a_passing_failure_is_for_the_worker_to_retry(bench: Bench) -> None:
+    bench.publish(0, 1)
+    error = KafkaError(KafkaError.NOT_ENOUGH_REPLICAS, retriable=True)
+    bench.producer.produced[0][2](error, None)
+    with pytest.raises(RetriableError, match="in/0/0"):
+        bench.sink.settle()
+    bench.sink.abandon()
+    assert bench.sink.in_flight == 0
+    assert bench.source.committed == []
+
+
+def test_an_alert_too_large_for_the_output_topic_becomes_a_dead_letter_with_its_original_bytes(bench: Bench) -> None:
+    bench.publish(0, 2)
+    bench.producer.answer(0)
+    bench.producer.answer(1, KafkaError.MSG_SIZE_TOO_LARGE)
+    bench.sink.settle()
+    topic, value, _ = bench.producer.produced[2]
+    assert (topic, value) == ("dead", b"value")
+    bench.producer.answer(2)
+    bench.sink.settle()
+    assert bench.page == Page(0, 2, consumed=2, published=1, dead_lettered=1)
+    assert bench.count("dead_lettered") == 1
+
+
+def test_an_alert_that_both_output_topics_refuse_gets_one_dead_letter(bench: Bench) -> None:
+    bench.publish(0, 1, ("out", "lite"))
+    bench.producer.answer(0, KafkaError.MSG_SIZE_TOO_LARGE)
+    bench.producer.answer(1, KafkaError.MSG_SIZE_TOO_LARGE)
+    bench.sink.settle()
+    assert [topic for topic, *_ in bench.producer.produced] == ["out", "lite", "dead"]
+    bench.producer.answer(2)
+    bench.sink.settle()
+    assert bench.page == Page(0, 1, consumed=1, dead_lettered=1)
+
+
+def test_a_dead_letter_that_is_too_large_stops_the_worker_with_the_remedy(bench: Bench) -> None:
+    bench.producer.refuses = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+    bench.publish(0, 1)
+    with pytest.raises(FatalError, match=r"too large for dead\. Raise max\.message\.bytes"):
+        bench.sink.settle()
+    assert bench.source.committed == []
+
+
+def test_a_full_queue_is_waited_for_and_then_fatal(bench: Bench) -> None:
+    bench.producer.full = 2
+    bench.publish(0, 1)
+    assert len(bench.producer.produced) == 1
+    bench.producer.full = 10**9
+    with pytest.raises(FatalError, match="takes no more messages"):
+        bench.publish(1, 2)
+
+
+def test_abandoned_batches_are_not_settled_when_their_acknowledgements_come_late(bench: Bench) -> None:
+    bench.publish(0, 1)
+    bench.sink.abandon()
+    bench.producer.answer(0)
+    bench.sink.settle()
+    assert bench.source.committed == []
+    assert bench.page == Page(0, 0)
+
+
+def test_a_partition_that_left_meanwhile_is_not_committed(bench: Bench) -> None:
+    bench.publish(0, 1)
+    bench.ledger.close(WHERE)
+    bench.producer.answer(0)
+    bench.sink.settle()
+    assert bench.source.committed == []
+    assert bench.sink.in_flight == 0
+
+
+def test_closing_twice_is_harmless(bench: Bench) -> None:
+    bench.publish(0, 1)
+    bench.sink.close()
+    bench.sink.close()
+    assert bench.sink.in_flight == 0
