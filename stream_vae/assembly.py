@@ -9,8 +9,11 @@ from stream_vae.avro.framing import FrameReader, Framing
 from stream_vae.avro.limits import Limits
 from stream_vae.avro.registry import FolderRegistry, HttpRegistry, SchemaSource
 from stream_vae.errors import ConfigError
+from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release, ReleaseStore
 from stream_vae.pipeline import Stages
+from stream_vae.reservoir import Reservoir, address, connect
+from stream_vae.runtime.offering import TIMEOUT_S, Offering
 from stream_vae.settings import KafkaSettings, RegistrySettings, Settings
 from stream_vae.stages.decode import Decoder
 from stream_vae.stages.encode import Encoder
@@ -161,6 +164,63 @@ def stages_of(settings: Settings, release: Release, registry: SchemaSource | Non
         enricher=Enricher(release.card, profile, topics, OutputSchemas(registry), settings.filter.min_real_score),
         dead_letter_topic=settings.kafka.dead_letter_topic,
     )
+
+
+def reservoir_of(settings: Settings, *, timeout_s: float = 10.0) -> Reservoir:
+    """Open the survey's reservoir; nothing is sent yet.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``survey`` and ``[reservoir]``.
+    timeout_s : float
+        Longest wait for an answer.
+
+    Returns
+    -------
+    Reservoir
+        To be closed.
+
+    Raises
+    ------
+    ConfigError
+        If none is configured, or its URL is wrong.
+    """
+    if settings.reservoir.url is None:
+        raise ConfigError(
+            "No reservoir is configured: reservoir.url is not set.",
+            remedy='Add `url = "redis://HOST:6379/0"` under [reservoir] for the workers too: they fill it.',
+        )
+    url = settings.reservoir.url.get_secret_value()
+    return Reservoir(connect(url, timeout_s=timeout_s), profile_of(settings).name, where=address(url))
+
+
+def offering_of(settings: Settings, release: Release, metrics: Metrics) -> Offering | None:
+    """Start to offer a worker's stamps to the reservoir.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``survey`` and ``[reservoir]``.
+    release : Release
+        That prepares the stamps.
+    metrics : Metrics
+        Where to count.
+
+    Returns
+    -------
+    Offering or None
+        None if no reservoir is configured. To be closed; a Redis that does not answer is no error here.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is wrong.
+    """
+    if settings.reservoir.url is None:
+        return None
+    reservoir = reservoir_of(settings, timeout_s=TIMEOUT_S)
+    return Offering(reservoir, release.card.preprocessing, settings.reservoir.capacity, metrics)
 
 
 def release_of(settings: Settings) -> Release:

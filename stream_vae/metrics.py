@@ -29,7 +29,7 @@ from stream_vae.quality import UNSCOREABLE, Quality
 
 log = logging.getLogger("stream_vae.dead_letter")
 
-STAGES = ("decode", "stamp", "encode", "score", "enrich", "publish")
+STAGES = ("decode", "stamp", "encode", "observe", "score", "enrich", "publish")
 _PARTITION = ("survey", "topic", "partition")
 
 
@@ -93,6 +93,14 @@ class Metrics:
         )
         self.real_score = histogram("real_score", "Scores published", tuple(i / 10 for i in range(1, 11)))
         self.novelty = histogram("novelty", "Novelty published", (0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0))
+
+        self.reservoir_offered = counter("reservoir_offered_total", "Stamps shown to the reservoir")
+        self.reservoir_entered = counter("reservoir_entered_total", "Stamps that the reservoir took in")
+        self.reservoir_dropped = counter(
+            "reservoir_dropped_total", "Stamps that could have entered and were not sent or not taken", ("reason",)
+        )
+        self.reservoir_stamps = gauge("reservoir_stamps", "Stamps in the reservoir, by its last answer")
+        self.reservoir_circuit_open = gauge("reservoir_circuit_open", "1 while Redis is left alone after a failure")
 
         self.assigned = gauge("assigned_partitions", "Partitions that this worker consumes")
         self.lag = gauge("lag_messages", "Messages behind the end of the partition", _PARTITION[1:])

@@ -7,10 +7,10 @@ that goes in comes out with exactly one fate: published, dead-lettered or filter
 source and the sink, and `stream_vae.runtime.worker` runs the loop between them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stream_vae.alert import Outcome, Packet, Rejected
+from stream_vae.alert import Alert, Outcome, Packet, Rejected
 from stream_vae.errors import Reason
 from stream_vae.metrics import Metrics
 from stream_vae.stages.dead_letter import dead_letter
@@ -18,7 +18,7 @@ from stream_vae.stages.decode import Decoder
 from stream_vae.stages.encode import Encoder
 from stream_vae.stages.enrich import Enricher
 from stream_vae.stages.score import Scorer
-from stream_vae.stages.stamp import Stamper
+from stream_vae.stages.stamp import Stamper, Stamps
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Stages:
     scorer: Scorer
     enricher: Enricher
     dead_letter_topic: str
+    observe: Callable[[Sequence[Alert], Stamps], None] | None = None
+    """Shown the stamps of each batch once they are encoded; must neither wait nor raise."""
 
 
 def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> list[Outcome]:
@@ -61,6 +63,9 @@ def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> lis
         stamps = stages.stamper.cut(alerts)
     with metrics.stage("encode"):
         codes, stamps, poison = stages.encoder.encode(stamps)
+    if stages.observe is not None:
+        with metrics.stage("observe"):
+            stages.observe(alerts, stamps)
     with metrics.stage("score"):
         scores = stages.scorer.score(codes)
     quality = stamps.quality | stages.scorer.flag

@@ -155,6 +155,15 @@ class FleetSettings(Section):
     )
 
 
+class ReservoirSettings(Section):
+    """The sample of stamps that retraining draws from; absent url: none is kept."""
+
+    url: SecretStr | None = Field(
+        default=None, description="redis://[user:password@]host:port/db, rediss:// for TLS, or unix:///path"
+    )
+    capacity: int = Field(default=50_000, ge=1, le=10_000_000, description="stamps to keep, about 1 kB each")
+
+
 class FilterSettings(Section):
     """What is deliberately not published; counted, and never a default."""
 
@@ -189,6 +198,7 @@ class Settings(BaseSettings):
     fleet: FleetSettings = FleetSettings()
     limits: LimitSettings = LimitSettings()
     filter: FilterSettings = FilterSettings()
+    reservoir: ReservoirSettings = ReservoirSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from stream_vae import assembly, kafka
@@ -100,6 +100,9 @@ class Worker:
             statistics_interval_s=statistics,
         )
         self._sink.source = self._source
+        self._offering = assembly.offering_of(settings, self.release, metrics)
+        if self._offering is not None:
+            self._stages = replace(self._stages, observe=self._offering.observe)
         metrics.release_info.info(
             {"survey": metrics.survey, "release": self.release.id, "latent_space": self.release.card.latent_space}
         )
@@ -255,6 +258,8 @@ class Worker:
 
 def by_bytes(packets: Sequence[Packet], max_bytes: int) -> list[Sequence[Packet]]:
     """Split a batch whose messages are large.
+        if self._offering is not None:
+            self._offering.close()
 
     Parameters
     ----------

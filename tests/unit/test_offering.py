@@ -1,0 +1,244 @@
+"""Offering never waits and never fails, whatever Redis does."""
+
+import contextlib
+import socket
+import time
+
+import numpy as np
+import pytest
+import redis
+from stream_vae.embedded.valkey import EmbeddedValkey
+from stream_vae.metrics import Metrics
+from stream_vae.model.release import Preprocessing
+from stream_vae.reservoir import RANKS, Answer, Reservoir, address, connect, unpack
+from stream_vae.runtime.offering import TIMEOUT_S, Circuit, Offering
+
+STAMPS = np.random.default_rng(1).uniform(-1, 1, (128, 21, 21, 1)).astype(np.float32)
+
+
+class FakeReservoir:
+    """Answers as it is told, and remembers what it was asked."""
+
+    survey, where = "ztf", "redis://fake"
+
+    def __init__(self, answer=None):
+        self.answer = answer or Answer("ok", "", 0, 1000, RANKS, 0)
+        self.batches = []
+        self.closed = False
+
+    def add(self, alert_ids, alert_ranks, records, **_):
+        self.batches.append((list(alert_ids), list(alert_ranks), list(records)))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def close(self):
+        self.closed = True
+
+    @property
+    def received(self):
+        return [alert_id for ids, _, _ in self.batches for alert_id in ids]
+
+
+def names(batch, count=128):
+    return [str(batch * 1000 + i) for i in range(count)]
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"stream_vae_reservoir_{name}", {"survey": "ztf", **labels}) or 0.0
+
+
+@pytest.fixture
+def metrics():
+    return Metrics("ztf")
+
+
+@contextlib.contextmanager
+def offering(reservoir, metrics, **arguments):
+    one = Offering(reservoir, Preprocessing(), 1000, metrics, **arguments)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def wait_for(condition, timeout_s=5.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
+
+
+def test_what_is_offered_arrives_with_its_stamps(metrics):
+    reservoir = FakeReservoir()
+    with offering(reservoir, metrics) as one:
+        one.offer(names(1), STAMPS)
+        assert one.flush(5)
+    assert reservoir.received == names(1)
+    records = [record for _, _, records in reservoir.batches for record in records]
+    assert np.abs(unpack(records, Preprocessing()) - STAMPS).max() < 1e-3
+    assert value(metrics, "offered_total") == 128
+
+
+def test_only_what_could_enter_is_sent_once_the_threshold_is_known(metrics):
+    reservoir = FakeReservoir(Answer("ok", "", 1000, 1000, RANKS // 4, 0))
+    with offering(reservoir, metrics) as one:
+        wait_for(lambda: reservoir.batches)
+        assert reservoir.batches[0] == ([], [], [])  # the first question is for the threshold
+        for batch in range(40):
+            one.offer(names(batch), STAMPS)
+        assert one.flush(5)
+        sent = [rank for _, ranks, _ in reservoir.batches for rank in ranks]
+    assert max(sent) < RANKS // 4
+    assert len(sent) == pytest.approx(40 * 128 / 4, rel=0.15)
+
+
+def test_batches_that_wait_are_joined_to_one_call(metrics):
+    reservoir = FakeReservoir()
+    slow, reservoir.add = reservoir.add, lambda *args, **kw: (time.sleep(0.05), slow(*args, **kw))[1]
+    with offering(reservoir, metrics) as one:
+        for batch in range(4):
+            one.offer(names(batch, 8), STAMPS[:8])
+        assert one.flush(5)
+    assert len(reservoir.batches) <= 3
+    assert len(reservoir.received) == 32
+
+
+def test_a_queue_that_is_full_drops_and_counts(metrics):
+    reservoir = FakeReservoir()
+    slow, reservoir.add = reservoir.add, lambda *args, **kw: (time.sleep(0.2), slow(*args, **kw))[1]
+    with offering(reservoir, metrics, queue_stamps=256) as one:
+        started = time.perf_counter()
+        for batch in range(10):
+            one.offer(names(batch), STAMPS)
+        assert time.perf_counter() - started < 0.2
+        assert one.flush(5)
+    dropped = value(metrics, "dropped_total", reason="queue_full")
+    assert dropped >= 6 * 128
+    assert len(reservoir.received) + dropped == value(metrics, "offered_total") == 1280
+
+
+def test_an_error_in_offering_is_counted_and_not_raised(metrics, caplog):
+    with offering(FakeReservoir(), metrics) as one:
+        one.offer(["a", "b"], None)
+    assert value(metrics, "dropped_total", reason="error") == 2
+    assert "offering to the reservoir fails" in caplog.text
+
+
+def test_an_endless_id_is_not_kept(metrics):
+    reservoir = FakeReservoir()
+    with offering(reservoir, metrics) as one:
+        one.offer(["x" * 1000, "short"], STAMPS[:2])
+        assert one.flush(5)
+    assert reservoir.received == ["short"]
+    assert value(metrics, "dropped_total", reason="id_too_long") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer("layout", "0"), "layout '0'"),
+        (Answer("preprocessing", "0123"), "prepared in another way"),
+        (redis.ResponseError("WRONGTYPE"), "WRONGTYPE"),
+        (ValueError("a bug"), "a bug"),
+    ],
+)
+def test_a_refusal_is_told_once_and_tried_again_later(metrics, caplog, answer, message):
+    reservoir = FakeReservoir(answer)
+    with offering(reservoir, metrics, retry_after_s=0.05) as one:
+        wait_for(lambda: value(metrics, "circuit_open"))
+        for batch in range(6):
+            one.offer(names(batch), STAMPS)
+            time.sleep(0.03)
+        assert one.flush(5)
+        assert sum(message in record.message for record in caplog.records) == 1
+        reservoir.answer = Answer("ok", "", 0, 1000, RANKS, 0)
+        time.sleep(0.06)
+        one.offer(names(9), STAMPS)
+        assert one.flush(5)
+        assert not value(metrics, "circuit_open")
+    assert set(names(9)) <= set(reservoir.received)
+
+
+def test_closing_sends_what_waits_and_is_idempotent(metrics):
+    reservoir = FakeReservoir()
+    one = Offering(reservoir, Preprocessing(), 1000, metrics)
+    one.offer(names(1), STAMPS)
+    one.close()
+    one.close()
+    one.offer(names(2), STAMPS)
+    assert reservoir.closed
+    assert reservoir.received == names(1)
+    assert value(metrics, "dropped_total", reason="closing") == 128
+
+
+def test_a_circuit_lets_one_call_through_after_its_pause():
+    now = 100.0
+    circuit = Circuit(5.0, clock=lambda: now)
+    assert circuit.state == "closed"
+    circuit.failed()
+    assert (circuit.state, circuit.wait_s) == ("open", 5.0)
+    now = 105.0
+    assert circuit.state == "half_open"
+    circuit.failed()
+    assert circuit.state == "open"
+    now = 111.0
+    circuit.succeeded()
+    assert circuit.state == "closed"
+
+
+def offer_much(url, metrics, batches=100):
+    """Offer batches as fast as they come; seconds that the caller spent, and that closing took."""
+    with contextlib.closing(
+        Offering(
+            Reservoir(connect(url, timeout_s=TIMEOUT_S), "ztf", where=address(url)),
+            Preprocessing(),
+            50_000,
+            metrics,
+            retry_after_s=0.3,
+        )
+    ) as one:
+        started = time.perf_counter()
+        for batch in range(batches):
+            one.offer(names(batch), STAMPS)
+        spent = time.perf_counter() - started
+        started = time.perf_counter()
+    return spent, time.perf_counter() - started
+
+
+# A call that waited for the time-out would take 20 s for the 100 batches; they take about 0.1.
+MUCH_LESS_THAN_WAITING_S = 2.0
+
+
+def test_a_dead_redis_costs_the_alert_path_nothing(metrics):
+    with socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        spent, closing = offer_much(f"redis://127.0.0.1:{refusing.getsockname()[1]}", metrics)
+    assert spent < MUCH_LESS_THAN_WAITING_S
+    assert closing < 1.5
+    assert sum(value(metrics, "dropped_total", reason=why) for why in REASONS) == 12_800
+
+
+def test_a_hung_redis_costs_the_alert_path_nothing(metrics):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # the kernel accepts, and nobody ever answers
+        spent, closing = offer_much(f"redis://127.0.0.1:{silent.getsockname()[1]}", metrics)
+    assert spent < MUCH_LESS_THAN_WAITING_S
+    assert closing < 1.5
+    assert sum(value(metrics, "dropped_total", reason=why) for why in REASONS) == 12_800
+
+
+def test_a_full_redis_costs_the_alert_path_nothing(metrics, caplog):
+    with EmbeddedValkey(max_memory="3mb") as valkey:
+        spent, _ = offer_much(valkey.url, metrics)
+        with redis.Redis.from_url(valkey.url) as client:
+            size = client.zcard("{vae}:ztf:uniform:ranks")
+            assert size == client.hlen("{vae}:ztf:uniform:stamps") > 0  # never half an entry
+    assert spent < MUCH_LESS_THAN_WAITING_S
+    assert value(metrics, "entered_total") == size
+    assert size + sum(value(metrics, "dropped_total", reason=why) for why in REASONS) == 12_800
+    assert sum("maxmemory" in record.message for record in caplog.records) == 1
+
+
+REASONS = ("queue_full", "circuit_open", "redis_error", "closing")
