@@ -254,12 +254,12 @@ class Worker:
         """Leave the group and release the clients; may be called twice."""
         self._source.close()
         self._sink.close()
+        if self._offering is not None:
+            self._offering.close()
 
 
 def by_bytes(packets: Sequence[Packet], max_bytes: int) -> list[Sequence[Packet]]:
     """Split a batch whose messages are large.
-        if self._offering is not None:
-            self._offering.close()
 
     Parameters
     ----------
