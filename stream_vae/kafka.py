@@ -9,6 +9,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+from pydantic import SecretStr
 
 from stream_vae.errors import ConfigError, FatalError, RetriableError
 from stream_vae.settings import DeliverySettings, KafkaSettings
@@ -16,7 +17,9 @@ from stream_vae.settings import DeliverySettings, KafkaSettings
 log = logging.getLogger("stream_vae.kafka")
 
 _FIXED_CONSUMER = ("enable.auto.commit", "enable.auto.offset.store", "group.id", "isolation.level")
-_FIXED_PRODUCER = ("enable.idempotence", "transactional.id", "acks")
+_FIXED_PRODUCER = ("enable.idempotence", "transactional.id", "acks", "request.required.acks")
+_FIXED_IN_ORDER = ("max.in.flight.requests.per.connection", "max.in.flight")
+"""Without idempotence, two requests in flight may change places when the first is sent again."""
 
 
 def common_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -37,7 +40,13 @@ def common_options(settings: KafkaSettings) -> dict[str, Any]:
         options["sasl.username"] = settings.sasl_username
     if settings.sasl_password is not None:
         options["sasl.password"] = settings.sasl_password.get_secret_value()
-    return options | settings.options
+    return options | _plain(settings.options)
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in options.items()
+    }
 
 
 def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
     ConfigError
         If the settings override what delivery depends on.
     """
-    _refuse(settings.options | settings.consumer_options, _FIXED_CONSUMER, "consumer")
+    _refuse(settings, "consumer_options", _FIXED_CONSUMER)
     chosen = {
         "partition.assignment.strategy": "cooperative-sticky",
         "auto.offset.reset": "earliest",
@@ -78,7 +87,7 @@ def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
         "enable.partition.eof": True,  # tells when everything there was has been read
         "isolation.level": "read_committed",
     }
-    return chosen | common_options(settings) | settings.consumer_options | delivery
+    return chosen | common_options(settings) | _plain(settings.consumer_options) | delivery
 
 
 def producer_options(settings: KafkaSettings, delivery: DeliverySettings, slot: int = 0) -> dict[str, Any]:
@@ -103,7 +112,8 @@ def producer_options(settings: KafkaSettings, delivery: DeliverySettings, slot: 
     ConfigError
         If the settings override what delivery depends on.
     """
-    _refuse(settings.options | settings.producer_options, _FIXED_PRODUCER, "producer")
+    in_order = _FIXED_IN_ORDER if delivery.mode == "at_least_once" else ()
+    _refuse(settings, "producer_options", (*_FIXED_PRODUCER, *in_order))
     chosen: dict[str, Any] = {
         "linger.ms": 5,
         "batch.size": 1_000_000,
@@ -122,15 +132,16 @@ def producer_options(settings: KafkaSettings, delivery: DeliverySettings, slot: 
         # Order needs one request in flight, not idempotence, which makes librdkafka 2.16 spin while a request
         # of more than five messages is out and more wait behind it (280 to 850 us an alert instead of 44).
         promised = {"enable.idempotence": False, "max.in.flight.requests.per.connection": 1, "acks": "all"}
-    return chosen | common_options(settings) | settings.producer_options | promised
+    return chosen | common_options(settings) | _plain(settings.producer_options) | promised
 
 
-def _refuse(options: Mapping[str, Any], fixed: Iterable[str], client: str) -> None:
-    if taken := sorted(set(fixed).intersection(options)):
-        raise ConfigError(
-            f"kafka.{client}_options sets {', '.join(taken)}, on which delivery depends.",
-            remedy="Leave it out; kafka.group_id and delivery.mode are the settings for it.",
-        )
+def _refuse(settings: KafkaSettings, own: str, fixed: Iterable[str]) -> None:
+    for section in ("options", own):
+        if taken := sorted(set(fixed).intersection(getattr(settings, section))):
+            raise ConfigError(
+                f"kafka.{section} sets {', '.join(taken)}, on which delivery depends.",
+                remedy="Leave it out; kafka.group_id and delivery.mode are the settings for it.",
+            )
 
 
 def make(client: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -205,7 +216,7 @@ def plain_consumer(settings: KafkaSettings, **options: Any) -> Consumer:
     """
     extra = {name.replace("_", "."): value for name, value in options.items()}
     looking = {"group.id": f"{settings.group_id}-look", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
-    return make(Consumer, common_options(settings) | settings.consumer_options | looking | extra)
+    return make(Consumer, common_options(settings) | _plain(settings.consumer_options) | looking | extra)
 
 
 def plain_producer(settings: KafkaSettings, **options: Any) -> Producer:

@@ -5,12 +5,15 @@ the command line passes. Everything is frozen after that, unknown keys and unkno
 variables are refused by name, and secrets never print.
 """
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +27,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
-    NestedSecretsSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -40,12 +43,22 @@ SECRETS_DIR_VARIABLE = "STREAM_VAE_SECRETS_DIR"
 """A directory with one file per secret, named like the variables: ``kafka__sasl_password``."""
 
 Option = str | int | float | bool
+_SECRET_OPTION = re.compile(r"password|secret|\.pem$|oauthbearer\.config$")
+"""librdkafka's options that hold secrets, by their names."""
 
 
 def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _hide_secrets(options: Mapping[str, Option | SecretStr]) -> dict[str, Option | SecretStr]:
+    return {
+        name: SecretStr(str(value)) if _SECRET_OPTION.search(name) and not isinstance(value, SecretStr) else value
+        for name, value in options.items()
+    }
+
+
+Options = Annotated[dict[str, Option | SecretStr], AfterValidator(_hide_secrets)]
 Topics = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 
 
@@ -62,7 +75,7 @@ class KafkaSettings(Section):
     input_topics: Topics = Field(min_length=1, description="topics to consume; one starting with ^ is a pattern")
     output_topic: str | None = Field(default=None, description="enriched alerts: the original packet plus one field")
     lite_topic: str | None = Field(default=None, description="enrichments without the original packet")
-    dead_letter_topic: str = Field(description="messages that cannot be decoded, bytes unchanged")
+    dead_letter_topic: str = Field(min_length=1, description="messages that cannot be decoded, bytes unchanged")
     group_id: str = Field(default="stream-vae", min_length=1, description="the consumer group")
     framing: Framing | None = Field(
         default=None, description="ocf, confluent or schemaless; absent: told from the bytes"
@@ -71,24 +84,32 @@ class KafkaSettings(Section):
     create_topics: bool = Field(default=False, description="create missing topics with the input's partitions")
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    options: dict[str, Option] = Field(
-        default_factory=dict, description="raw librdkafka options for consumer and producer"
-    )
-    consumer_options: dict[str, Option] = Field(default_factory=dict)
-    producer_options: dict[str, Option] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict, description="raw librdkafka options for consumer and producer")
+    consumer_options: Options = Field(default_factory=dict)
+    producer_options: Options = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_somewhere_to_publish(self) -> "KafkaSettings":
         if not (self.output_topic or self.lite_topic):
             raise ValueError("set kafka.output_topic, kafka.lite_topic or both: there is nowhere to publish to")
-        outputs = {topic for topic in (self.output_topic, self.lite_topic, self.dead_letter_topic) if topic}
-        if overlap := outputs.intersection(self.input_topics):
+        outputs = [topic for topic in (self.output_topic, self.lite_topic, self.dead_letter_topic) if topic]
+        if len(set(outputs)) < len(outputs):
+            raise ValueError("output_topic, lite_topic and dead_letter_topic must differ: their schemas do")
+        if overlap := [topic for topic in outputs if any(_reads(given, topic) for given in self.input_topics)]:
             raise ValueError(
                 f"{', '.join(sorted(overlap))} is both read and written: the alerts would go round for ever"
             )
         if self.framing is Framing.SCHEMALESS and self.schema_file is None:
             raise ValueError("kafka.framing = 'schemaless' needs kafka.schema_file, the writer's .avsc")
         return self
+
+
+def _reads(given: str, topic: str) -> bool:
+    """Tell whether an entry of ``input_topics`` takes in a topic."""
+    try:
+        return given == topic or (given.startswith("^") and re.search(given, topic) is not None)
+    except re.error as error:
+        raise ValueError(f"{given!r} is no pattern of topics: {error}") from None
 
 
 class DeliverySettings(Section):
@@ -125,6 +146,12 @@ class RegistrySettings(Section):
     url: str | None = Field(default=None, description="http(s) URL, mock://NAME, or a folder of <id>.avsc files")
     username: str | None = None
     password: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _keeps_its_password_apart(self) -> "RegistrySettings":
+        if self.url is not None and "@" in urlsplit(self.url).netloc:
+            raise ValueError("take user and password out of registry.url: registry.username and registry.password")
+        return self
 
 
 class MetricsSettings(Section):
@@ -211,8 +238,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: flags, environment, secrets files, TOML."""
         del dotenv_settings  # a .env file in the working directory is a surprise, not a setting
-        secrets = NestedSecretsSettingsSource(file_secret_settings)
-        return init_settings, env_settings, secrets, TomlConfigSettingsSource(settings_cls)
+        del file_secret_settings  # passes over files that it does not know
+        secrets_dir = settings_cls.model_config.get("secrets_dir")
+        secrets = _read_secrets(Path(str(secrets_dir))) if secrets_dir else {}
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, secrets),
+            TomlConfigSettingsSource(settings_cls),
+        )
 
 
 def load(path: Path | None = None, **flags: Any) -> Settings:
@@ -331,20 +365,63 @@ def _check_file(path: Path | None) -> None:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
 
 
-def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _names(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield the name of every setting as variables have it without their prefix, and whether it is a table."""
     for name, field in model.model_fields.items():
-        yield prefix + name.upper()
+        kinds = (field.annotation, *get_args(field.annotation))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield prefix + name.upper(), True
             yield from _names(field.annotation, f"{prefix}{name.upper()}__")
+        else:
+            yield prefix + name.upper(), any(get_origin(kind) is dict for kind in kinds)
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {*_names(Settings, ENV_PREFIX), SECRETS_DIR_VARIABLE}
-    for name in environment:
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
-            near = get_close_matches(name.upper(), known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known ones are {', '.join(sorted(known))}."
-            raise ConfigError(f"The environment variable {name} is not a setting.", remedy=hint)
+    known = dict(_names(Settings)) | {SECRETS_DIR_VARIABLE.removeprefix(ENV_PREFIX): False}
+    for variable, value in environment.items():
+        name = variable.upper().removeprefix(ENV_PREFIX)
+        if name == variable.upper():
+            continue
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {ENV_PREFIX}{near[0]}?" if near else f"Known ones are {', '.join(sorted(known))}."
+            raise ConfigError(f"The environment variable {variable} is not a setting.", remedy=hint)
+        if known[name] and not _is_json_object(value):
+            raise ConfigError(
+                f"The environment variable {variable} is a table and not written as a JSON object.",
+                remedy=f"Write {variable}='{{\"key\": \"value\"}}'.",
+            )
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _read_secrets(folder: Path) -> dict[str, Any]:
+    """Read the secrets files; files that begin with a dot are Kubernetes' own."""
+    known = {name.lower() for name, is_table in _names(Settings) if not is_table}
+    secrets: dict[str, Any] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("."):
+            continue
+        name = file.name.lower()
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "Files are named like kafka__sasl_password."
+            raise ConfigError(f"The secrets file {file} is not a setting.", remedy=hint)
+        try:
+            value = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The secrets file {file} cannot be read: {type(error).__name__}.") from error
+        *sections, key = name.split("__")
+        table = secrets
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[key] = value
+    return secrets
 
 
 def _explain(error: ValidationError | SettingsError, path: Path | None) -> str:
@@ -359,14 +436,24 @@ def _explain(error: ValidationError | SettingsError, path: Path | None) -> str:
 
 
 def _message(kind: str, message: str, key: str) -> str:
+    model = _model_at(key)
+    if kind == "missing" and model is not None:
+        required = [f"{key}.{name}" for name, field in model.model_fields.items() if field.is_required()]
+        return f"is required: set at least {', '.join(required)}."
+    if kind == "model_type":
+        return f"must be a table: [{key}]."
     if kind == "missing":
         return f"is required; set it in the file or as {ENV_PREFIX}{key.upper().replace('.', '__')}."
     if kind == "extra_forbidden":
         section, _, name = key.rpartition(".")
-        model: Any = Settings
-        if section:
-            model = Settings.model_fields[section].annotation if section in Settings.model_fields else None
-        known = list(model.model_fields) if model is not None and hasattr(model, "model_fields") else []
+        around = _model_at(section) if section else Settings
+        known = list(around.model_fields) if around is not None else []
         near = get_close_matches(name, known, n=1)
         return f"is no setting; did you mean {near[0]}?" if near else f"is no setting; known here: {', '.join(known)}."
     return message.removeprefix("Value error, ")
+
+
+def _model_at(key: str) -> type[BaseModel] | None:
+    field = Settings.model_fields.get(key)
+    kind = None if field is None else field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
