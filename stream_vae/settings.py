@@ -384,12 +384,12 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
             continue
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {ENV_PREFIX}{near[0]}?" if near else f"Known ones are {', '.join(sorted(known))}."
+            hint = f"Did you mean {ENV_PREFIX}{near[0]}?" if near else f"After {ENV_PREFIX} may stand {', '.join(sorted(known))}."
             raise ConfigError(f"The environment variable {variable} is not a setting.", remedy=hint)
         if known[name] and not _is_json_object(value):
             raise ConfigError(
                 f"The environment variable {variable} is a table and not written as a JSON object.",
-                remedy=f"Write {variable}='{{\"key\": \"value\"}}'.",
+                remedy='Write it like {"key": "value"}.',
             )
 
 
