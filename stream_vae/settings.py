@@ -384,7 +384,8 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
             continue
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"Did you mean {ENV_PREFIX}{near[0]}?" if near else f"After {ENV_PREFIX} may stand {', '.join(sorted(known))}."
+            everything = ", ".join(sorted(known))
+            hint = f"Did you mean {ENV_PREFIX}{near[0]}?" if near else f"After {ENV_PREFIX} may stand {everything}."
             raise ConfigError(f"The environment variable {variable} is not a setting.", remedy=hint)
         if known[name] and not _is_json_object(value):
             raise ConfigError(
