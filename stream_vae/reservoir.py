@@ -11,8 +11,8 @@ Keys, all in one hash slot, for one survey::
     {vae}:<survey>:uniform:ranks    sorted set: alert id -> rank
     {vae}:<survey>:uniform:stamps   hash: alert id -> record
 
-Not here: strata for recent, rare and labelled alerts, and a Redis Cluster's client. Sending in the background is
-`stream_vae.runtime.offering`.
+`stream_vae.sampling` has the ranks and the records; `stream_vae.runtime.offering` sends in the background. Not here
+yet: strata for recent, rare and labelled alerts, and a client for Redis Cluster.
 
 References
 ----------
@@ -24,14 +24,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
-import numpy.typing as npt
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -39,20 +37,10 @@ from redis.retry import Retry
 from stream_vae.alert import FloatArray
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import Preprocessing
+from stream_vae.sampling import RANKS, canonical, damaged, digest_of, shape_of, unpack
 
 LAYOUT = "1"
 """Of the keys and records above; another version's are refused, never guessed at."""
-RANKS = 2**53
-"""Ranks are integers below this: what a sorted set's doubles and Lua's numbers hold exactly."""
-LONGEST_ID = 256
-"""Bytes of an alert's id; longer ones are not kept, so that memory has a bound."""
-HELD_OUT_SHARE = 0.2
-"""Share of the alerts that no training may see."""
-OVERHEAD_BYTES = 256
-"""What Redis needs for an entry beside its record, with ids of up to 40 bytes: measured 210 at 50,000 entries."""
-
-# Not a secret, only our own: no other use of the hash orders alerts in the same way.
-_HASH_KEY = b"stream_vae.reservoir.1"
 _AT_A_TIME = 512
 _UNKNOWN = -1
 
@@ -128,175 +116,6 @@ class Stats:
     memory_bytes: int
     """What Redis says that the keys take."""
     preprocessing: dict[str, Any] | None
-
-
-def digests(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """Hash alerts to numbers that are uniform and independent for all practical purposes.
-
-    Parameters
-    ----------
-    survey : str
-        The profile's name.
-    alert_ids : sequence of str
-        Any.
-
-    Returns
-    -------
-    ndarray
-        (n, 2): the first decides the rank, the second what is held out.
-    """
-    prefix = survey.encode() + b"\0"
-    joined = b"".join(
-        blake2b(prefix + alert_id.encode(), digest_size=16, key=_HASH_KEY).digest() for alert_id in alert_ids
-    )
-    return np.frombuffer(joined, "<u8").reshape(-1, 2)
-
-
-def ranks(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return the rank of each alert.
-
-    Parameters
-    ----------
-    survey : str
-        The profile's name.
-    alert_ids : sequence of str
-        Any.
-
-    Returns
-    -------
-    ndarray
-        (n,) within [0, `RANKS`).
-    """
-    return (digests(survey, alert_ids)[:, 0] >> np.uint64(11)).astype(np.int64)
-
-
-def held_out(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Tell which alerts are kept for judging releases, in this training and in every later one.
-
-    Parameters
-    ----------
-    survey : str
-        The profile's name.
-    alert_ids : sequence of str
-        Any.
-
-    Returns
-    -------
-    ndarray of bool
-        (n,), true for a share of `HELD_OUT_SHARE`.
-    """
-    chosen: npt.NDArray[np.bool_] = digests(survey, alert_ids)[:, 1] < np.uint64(int(HELD_OUT_SHARE * 2**64))
-    return chosen
-
-
-def digest_of(preprocessing: Preprocessing) -> str:
-    """Digest how stamps are prepared.
-
-    Parameters
-    ----------
-    preprocessing : Preprocessing
-        Of a release or recipe.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
-    """
-    return hashlib.sha256(_canonical(preprocessing).encode()).hexdigest()[:16]
-
-
-def _canonical(preprocessing: Preprocessing) -> str:
-    return json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-
-
-def pack(stamps: FloatArray) -> list[bytes]:
-    """Turn stamps into records.
-
-    Parameters
-    ----------
-    stamps : ndarray
-        (n, size, size, channels) finite float32.
-
-    Returns
-    -------
-    list of bytes
-        Each a float32 scale, the largest absolute value, and the pixels over it as float16; little-endian.
-    """
-    flat = stamps.reshape(len(stamps), -1)
-    scale = np.abs(flat).max(axis=1, initial=0.0).astype("<f4")
-    pixels = (flat / np.where(scale > 0, scale, np.float32(1.0))[:, np.newaxis]).astype("<f2")
-    return [scale[i].tobytes() + pixels[i].tobytes() for i in range(len(flat))]
-
-
-def unpack(records: Sequence[bytes], preprocessing: Preprocessing) -> FloatArray:
-    """Turn records back into stamps.
-
-    Parameters
-    ----------
-    records : sequence of bytes
-        From `pack`.
-    preprocessing : Preprocessing
-        Gives their shape.
-
-    Returns
-    -------
-    ndarray
-        (n, size, size, channels) float32.
-
-    Raises
-    ------
-    ConfigError
-        If a record is not what `pack` writes.
-    """
-    shape = _shape(preprocessing)
-    wanted = record_bytes(preprocessing)
-    if any(len(record) != wanted for record in records):
-        raise _damaged("a record of the wrong length")
-    table = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), wanted)
-    scale = np.ascontiguousarray(table[:, :4]).view("<f4")
-    stamps: FloatArray = np.ascontiguousarray(table[:, 4:]).view("<f2").astype(np.float32) * scale
-    if not np.isfinite(stamps).all():
-        raise _damaged("a stamp that is not finite")
-    return stamps.reshape(len(records), *shape)
-
-
-def record_bytes(preprocessing: Preprocessing) -> int:
-    """Return the length of one record.
-
-    Parameters
-    ----------
-    preprocessing : Preprocessing
-        Side and channels.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
-    return 4 + 2 * int(np.prod(_shape(preprocessing)))
-
-
-def memory_bound(capacity: int, preprocessing: Preprocessing) -> int:
-    """Return what a full reservoir takes of Redis' memory, at most.
-
-    Parameters
-    ----------
-    capacity : int
-        Stamps.
-    preprocessing : Preprocessing
-        Side and channels.
-
-    Returns
-    -------
-    int
-        Bytes, for ids of up to 40 bytes.
-    """
-    rounded = record_bytes(preprocessing) * 5 // 4  # allocators have size classes a quarter apart
-    return capacity * (rounded + OVERHEAD_BYTES) + 2**18  # and the script, the keys, a client's buffers
-
-
-def _shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    return preprocessing.stamp_size, preprocessing.stamp_size, len(preprocessing.cutouts)
 
 
 def connect(url: str, *, timeout_s: float) -> Any:
@@ -413,7 +232,7 @@ class Reservoir:
             If Redis does not answer, or refuses.
         """
         rows = [part for row in zip(alert_ids, alert_ranks, records, strict=True) for part in row]
-        arguments = (LAYOUT, digest_of(preprocessing), _canonical(preprocessing), capacity, *rows)
+        arguments = (LAYOUT, digest_of(preprocessing), canonical(preprocessing), capacity, *rows)
         try:
             answer = self._client.evalsha(self._sha, len(self._keys), *self._keys, *arguments)
         except redis.exceptions.NoScriptError:  # the first call to a server since it started
@@ -488,11 +307,11 @@ class Reservoir:
         try:
             found = Preprocessing.model_validate_json(meta["preprocessing"])
         except ValueError as error:
-            raise _damaged("a preprocessing that does not parse") from error
+            raise damaged("a preprocessing that does not parse") from error
         if wanted is not None and wanted != found:
             raise ConfigError(
-                f"The reservoir of {self.survey} holds stamps prepared as {_canonical(found)}; "
-                f"{_canonical(wanted)} is wanted.",
+                f"The reservoir of {self.survey} holds stamps prepared as {canonical(found)}; "
+                f"{canonical(wanted)} is wanted.",
                 remedy="Use a recipe with that preprocessing, or export and clear the reservoir and let it fill again.",
             )
         return found
@@ -510,7 +329,7 @@ class Reservoir:
             present = [(alert_id, record) for alert_id, record in pairs if record is not None][:missing]
             kept += [alert_id for alert_id, _ in present]
             parts.append(unpack([record for _, record in present], preprocessing))
-        stamps = np.concatenate(parts) if parts else np.empty((0, *_shape(preprocessing)), np.float32)
+        stamps = np.concatenate(parts) if parts else np.empty((0, *shape_of(preprocessing)), np.float32)
         return Sample(stamps, tuple(alert_id.decode("utf-8", "replace") for alert_id in kept), preprocessing)
 
     def clear(self) -> int:
@@ -575,11 +394,4 @@ def layout_error(survey: str, where: str, layout: str) -> ConfigError:
     return ConfigError(
         f"The reservoir of {survey} at {where} has {said}; this version of stream_vae reads and writes {LAYOUT!r}.",
         remedy="Use the version that wrote it, or start anew with `stream-vae reservoir clear`.",
-    )
-
-
-def _damaged(what: str) -> ConfigError:
-    return ConfigError(
-        f"The reservoir holds {what}: something else wrote to its keys.",
-        remedy="Start anew with `stream-vae reservoir clear`.",
     )

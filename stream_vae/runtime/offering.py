@@ -19,7 +19,8 @@ import redis
 from stream_vae.alert import Alert, FloatArray
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
-from stream_vae.reservoir import LONGEST_ID, RANKS, Answer, Reservoir, layout_error, memory_bound, pack, ranks
+from stream_vae.reservoir import Answer, Reservoir, layout_error
+from stream_vae.sampling import LONGEST_ID, RANKS, memory_bound, pack, ranks
 from stream_vae.stages.stamp import Stamps
 
 log = logging.getLogger(__name__)

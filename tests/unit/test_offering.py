@@ -10,8 +10,9 @@ import redis
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
-from stream_vae.reservoir import RANKS, Answer, Reservoir, address, connect, unpack
+from stream_vae.reservoir import Answer, Reservoir, address, connect
 from stream_vae.runtime.offering import TIMEOUT_S, Circuit, Offering
+from stream_vae.sampling import RANKS, unpack
 
 STAMPS = np.random.default_rng(1).uniform(-1, 1, (128, 21, 21, 1)).astype(np.float32)
 

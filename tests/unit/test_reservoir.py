@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import Preprocessing
-from stream_vae.reservoir import (
+from stream_vae.reservoir import Reservoir, address, connect
+from stream_vae.sampling import (
     HELD_OUT_SHARE,
     RANKS,
-    Reservoir,
-    address,
-    connect,
     digest_of,
     held_out,
     memory_bound,
