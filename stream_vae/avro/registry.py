@@ -77,6 +77,9 @@ class SchemaSource(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give up connections; may be called again."""
+
 
 def open_registry(url: str, auth: tuple[str, str] | None = None, *, ca_file: str | None = None) -> SchemaSource:
     """Make the source of schemas that a setting names.
@@ -342,6 +345,9 @@ class FolderRegistry:
                 self._registered[schema_id] = schema
                 return schema_id
         raise AssertionError("2**31 schemas")
+
+    def close(self) -> None:
+        """Do nothing: a folder keeps nothing open."""
 
 
 class _MemoryTransport(httpx.BaseTransport):

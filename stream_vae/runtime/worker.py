@@ -73,7 +73,8 @@ class Worker:
         check_topics(settings)
         self.release = release or assembly.release_of(settings)
         warm_up()
-        self._stages: Stages = assembly.stages_of(settings, self.release, assembly.registry_of(settings.registry))
+        self._registry = assembly.registry_of(settings.registry)
+        self._stages: Stages = assembly.stages_of(settings, self.release, self._registry)
         self._ledger = Ledger()
         statistics = settings.metrics.statistics_interval_s
         self._sink: Sink
@@ -254,6 +255,8 @@ class Worker:
         """Leave the group and release the clients; may be called twice."""
         self._source.close()
         self._sink.close()
+        if self._registry is not None:
+            self._registry.close()
         if self._offering is not None:
             self._offering.close()
 
