@@ -6,6 +6,7 @@ name in this folder or by path; a settings file may carry one inline (``[survey_
 
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,9 +135,21 @@ def parse(data: Mapping[str, Any], *, where: str) -> Profile:
         return Profile.model_validate(data)
     except ValidationError as error:
         problems = "\n".join(
-            f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_url=False)
+            f"  {'.'.join(map(str, problem['loc']))}: {_message(problem['type'], problem['msg'], problem['loc'])}"
+            for problem in error.errors(include_url=False)
         )
         raise ConfigError(f"The survey profile {where} is wrong:\n{problems}") from None
+
+
+def _message(kind: str, message: str, where: tuple[int | str, ...]) -> str:
+    if kind == "missing":
+        return "is required."
+    if kind == "extra_forbidden":
+        sections: dict[str, type[BaseModel]] = {"fields": Fields, "cutouts": Cutouts}
+        known = list(sections.get(str(where[0]), Profile).model_fields)
+        near = get_close_matches(str(where[-1]), known, n=1)
+        return f"is no key; did you mean {near[0]}?" if near else f"is no key; known here: {', '.join(known)}."
+    return message.removeprefix("Value error, ")
 
 
 def load(name: str, inline: Mapping[str, Any] | None = None) -> Profile:
@@ -171,5 +184,5 @@ def load(name: str, inline: Mapping[str, Any] | None = None) -> Profile:
             f"survey = {name!r} is neither a shipped profile ({', '.join(names())}) nor a readable file.",
             remedy="Name one of these, give the path of a profile, or write one under [survey_profile].",
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"The survey profile {name} is not valid TOML: {error}.") from error
