@@ -103,6 +103,7 @@ def decompress(cutout: Buffer, max_bytes: int) -> Buffer:
         except deflate.DeflateError:
             pass
         else:
+            # A second member of just this size goes unseen; a FITS file in two halves is then unreadable, not wrong.
             if len(data) == size:
                 return data
     # Several members, padding or damage: zlib tells which, in bounded memory.
