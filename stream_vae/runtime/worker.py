@@ -200,8 +200,9 @@ class Worker:
             self._process(packets)
         self._sink.settle()
         self._metrics.in_flight.labels(self._metrics.survey).set(self._sink.in_flight)
+        self._source.commit_again()
         behind = bool(partitions) and not self._source.caught_up()
-        if packets or behind or self._sink.in_flight:
+        if packets or behind or self._sink.in_flight or not self._source.committed:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = monotonic()
@@ -246,6 +247,8 @@ class Worker:
         if self._sink.in_flight:
             log.warning("%d alerts are not acknowledged; they will be read again", self._sink.in_flight)
             self._sink.abandon()
+        if not self._source.committed:
+            self._source.commit({}, wait=True)
 
     def _set_ready(self, *, ready: bool, reason: str) -> None:
         self._ready, self._reason = ready, reason

@@ -8,6 +8,7 @@ message whose outcome is acknowledged, and with the partition's page of the ledg
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from typing import Any
 
 from confluent_kafka import (
@@ -28,6 +29,8 @@ from stream_vae.settings import BatchSettings, KafkaSettings
 from stream_vae.stages.ledger import Ledger, Page, Pages, Partition
 
 log = logging.getLogger(__name__)
+
+_COMMIT_AGAIN_S = 0.5
 
 _HOPELESS = frozenset(
     (
@@ -80,6 +83,8 @@ class Source:
         self._first: dict[Partition, int] = {}
         self._next: dict[Partition, int] = {}
         self._at_end: set[Partition] = set()
+        self._unconfirmed: Pages = {}
+        self._again_at: float | None = None
         self._failure: KafkaError | None = None
         options = kafka.consumer_options(settings) | {"error_cb": self._on_error, "on_commit": self._on_commit}
         if statistics_interval_s:
@@ -194,19 +199,44 @@ class Source:
         wait : bool
             Whether to wait for the broker's answer.
         """
-        offsets = self.offsets(pages)
-        if not offsets:
+        self._unconfirmed |= pages
+        sending = self._unconfirmed if wait or self._again_at is not None else pages
+        if not sending:
             return
+        self._again_at = None
         try:
-            self._consumer.commit(offsets=offsets, asynchronous=not wait)
+            done = self._consumer.commit(offsets=self.offsets(sending), asynchronous=not wait)
         except KafkaException as error:
-            # The next commit, or the next owner's reading again, makes up for it: at least once holds.
-            log.warning("commit failed: %s", error.args[0].str())
+            self._refused(error.args[0])
+        else:
+            if wait:
+                self._on_commit(None, done)
+
+    def commit_again(self) -> None:
+        """Repeat what the broker refused: it does while partitions change hands, and no next commit may follow."""
+        if self._again_at is not None and monotonic() >= self._again_at:
+            self.commit({})
+
+    @property
+    def committed(self) -> bool:
+        """Whether the broker confirmed every commit for the partitions that are still owned."""
+        return not self._unconfirmed
 
     def _on_commit(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
-        self._metrics.commits.labels(self._metrics.survey, "failed" if error else "succeeded").inc()
+        error = error or next((entry.error for entry in offsets if entry.error), None)
         if error:
-            log.warning("commit of %d offsets failed: %s", len(offsets), error.str())
+            self._refused(error)
+            return
+        self._metrics.commits.labels(self._metrics.survey, "succeeded").inc()
+        for entry in offsets:
+            page = self._unconfirmed.get((entry.topic, entry.partition))
+            if page is not None and page.next_offset <= entry.offset:
+                del self._unconfirmed[entry.topic, entry.partition]
+
+    def _refused(self, error: KafkaError) -> None:
+        self._metrics.commits.labels(self._metrics.survey, "failed").inc()
+        log.warning("commit failed and is tried again: %s", error.str())
+        self._again_at = monotonic() + _COMMIT_AGAIN_S
 
     @staticmethod
     def offsets(pages: Pages) -> list[TopicPartition]:
@@ -300,6 +330,7 @@ class Source:
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         for entry in partitions:
             self._ledger.close((entry.topic, entry.partition))
+            self._unconfirmed.pop((entry.topic, entry.partition), None)
             self._first.pop((entry.topic, entry.partition), None)
             self._next.pop((entry.topic, entry.partition), None)
             self._at_end.discard((entry.topic, entry.partition))
