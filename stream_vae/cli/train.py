@@ -1,7 +1,8 @@
 """``stream-vae train``, ``encode`` and ``evaluate``: models from stamps, and what they say of stamps."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -92,7 +93,15 @@ def evaluate(
     if as_json:
         answer(metrics)
         return
-    for name, value in metrics.items():
-        if isinstance(value, int | float):
-            console.print(f"{name:32} {value:.4g}", highlight=False)
+    for name, value in _numbers(metrics):
+        console.print(f"{name:32} {value:.4g}", highlight=False)
     notes.print(f"Report: {out / 'report.html'}")
+
+
+def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Flatten nested metrics; lists stay in the JSON."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield prefix + name, value
