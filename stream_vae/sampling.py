@@ -5,6 +5,7 @@ An alert's rank is a keyed hash of its survey and id, so every worker and every 
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -132,7 +133,7 @@ def pack(stamps: FloatArray) -> list[bytes]:
     list of bytes
         Each a float32 scale, the largest absolute value, and the pixels over it as float16; little-endian.
     """
-    flat = stamps.reshape(len(stamps), -1)
+    flat = stamps.reshape(len(stamps), math.prod(stamps.shape[1:]))
     scale = np.abs(flat).max(axis=1, initial=0.0).astype("<f4")
     pixels = (flat / np.where(scale > 0, scale, np.float32(1.0))[:, np.newaxis]).astype("<f2")
     return [scale[i].tobytes() + pixels[i].tobytes() for i in range(len(flat))]

@@ -1,9 +1,10 @@
 """``stream-vae releases``: what is in a store, and which of it is served."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from stream_vae.cli import EXIT_NO, app, console
 from stream_vae.cli.options import AsJson, Store, answer
@@ -28,7 +29,7 @@ def list_releases(store: Store, as_json: AsJson = False) -> None:
     if as_json:
         answer([card.model_dump(mode="json") | {"current": card.id == current} for card in cards])
         return
-    table = Table("", "release", "made", "latents", "cutouts", "latent space", "AUC")
+    table = Table("", Column("release", no_wrap=True), "made", "latents", "cutouts", "latent space", "AUC")
     for card in cards:
         table.add_row(
             "*" if card.id == current else "",
@@ -43,8 +44,8 @@ def list_releases(store: Store, as_json: AsJson = False) -> None:
 
 
 def _auc(card: ReleaseCard) -> str:
-    auc = card.metrics.get("auc")
-    return f"{auc:.3f}" if isinstance(auc, float) else ""
+    score = card.metrics.get("score") or {}
+    return f"{score['auc']:.3f}" if isinstance(score.get("auc"), float) else ""
 
 
 @group.command()
@@ -122,3 +123,54 @@ def rollback(
         answer({"current": name})
     else:
         console.print(f"Current release: {name}")
+
+
+@group.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The old release: an id or an unambiguous end of one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The new one.")],
+    store: Store,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="sim|PATH", help="Stamps to compare on; absent: A's anchor stamps.", show_default=False),
+    ] = None,
+    survey: Annotated[str | None, typer.Option(help="Profile of a folder's alerts.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold release B against release A on the same stamps: codes, neighbours, scores, reconstructions.
+
+    Examples:
+
+        stream-vae releases compare 0123456789ab ba9876543210 --store releases
+
+        stream-vae releases compare 0123456789ab ba9876543210 --store releases --data stamps.npz --json
+    """
+    from stream_vae.learning.compare import compare as compare_releases
+
+    opened = ReleaseStore(store)
+    found = compare_releases(opened.load(a), opened.load(b), data=data, survey=survey)
+    if as_json:
+        answer(asdict(found))
+        return
+    console.print(f"A  {found.a}\nB  {found.b}\non {found.stamps} stamps ({found.stamps_from})", highlight=False)
+    scores, near = found.scores, found.retrieval
+    rows: list[tuple[str, float | None]] = [
+        ("scores: Pearson correlation", scores.pearson if scores else None),
+        ("scores: Spearman correlation", scores.spearman if scores else None),
+        ("scores: mean absolute difference", scores.mean_absolute_difference if scores else None),
+        ("squared error of A", found.squared_error_a),
+        ("squared error of B", found.squared_error_b),
+        ("codes: residual as they are", found.unaligned_residual),
+        ("codes: residual after Procrustes", found.procrustes_residual),
+        (f"recall@{near.neighbours}, A against A", near.old_against_old),
+        (f"recall@{near.neighbours}, B against B", near.new_against_new),
+        (f"recall@{near.neighbours}, B against A", near.new_against_old),
+        (f"recall@{near.neighbours}, B turned against A", near.aligned_against_old),
+        (f"recall@{near.neighbours} by chance", near.chance),
+        ("A's neighbours that B finds", near.shared),
+    ]
+    table = Table("figure", "value")
+    table.add_row("same latent space, by the cards", "yes" if found.same_latent_space else "no")
+    for name, value in rows:
+        table.add_row(name, "-" if value is None else f"{value:.4g}")
+    console.print(table)

@@ -5,8 +5,8 @@ serving. `read_stamps` gathers what can be trained on.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -46,7 +46,7 @@ class StampSource:
     Parameters
     ----------
     kind : str
-        `simulation`, `file` or `alerts`.
+        `simulation`, `file`, `alerts` or `reservoir`.
     name : str
         What to call it in a release's card: no path of this machine.
     count : int
@@ -55,6 +55,8 @@ class StampSource:
         Returns an iterator over all of them in order.
     grouped : bool
         Whether the groups say anything; if not, every stamp is its own.
+    lineage : mapping
+        What else a release's card should say of where they come from; plain JSON values.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class StampSource:
     count: int
     chunks: Callable[[], Iterator[Chunk]]
     grouped: bool
+    lineage: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,4 +151,5 @@ def _snapshot(
         "unlabelled": int((labels == UNKNOWN).sum()),
         "groups": len(np.unique(groups)) if source.grouped else None,
         "sha256": hashlib.sha256(stamps.data).hexdigest(),
+        **source.lineage,
     }

@@ -20,7 +20,7 @@ from stream_vae.learning.recipe import Recipe, load_recipe
 from stream_vae.learning.reference import write_reference
 from stream_vae.learning.report import write_report
 from stream_vae.learning.split import Split, split_by_group
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, read_stamps
+from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, StampSource, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, measure_scores, study_of
 from stream_vae.model.release import REFERENCE, ReleaseCard, ReleaseStore, write_release
 
@@ -50,7 +50,7 @@ class _Run:
 
 def train(
     recipe: Recipe | str,
-    data: str,
+    data: str | StampSource,
     store: ReleaseStore | str,
     *,
     survey: str | None = None,
@@ -63,8 +63,8 @@ def train(
     ----------
     recipe : Recipe or str
         A recipe, the name of one that comes with the package, or a TOML file's path.
-    data : str
-        `sim`, a .npy or .npz file of stamps, or a folder of alert packets.
+    data : str or StampSource
+        `sim`, a .npy or .npz file of stamps, a folder of alert packets, or stamps prepared as the recipe says.
     store : ReleaseStore or str
         Where the release goes; a store's URL will do.
     survey : str, optional
@@ -107,16 +107,20 @@ def _check_tools() -> None:
         )
 
 
-def _read(recipe: Recipe, data: str, survey: str | None, report: Reporter) -> StampSet:
-    source = open_source(
-        data,
-        recipe.preprocessing,
-        survey=survey,
-        simulated_stamps=recipe.data.simulated_stamps,
-        seed=recipe.seed,
-        report=report,
-    )
+def _read(recipe: Recipe, data: str | StampSource, survey: str | None, report: Reporter) -> StampSet:
     limits = recipe.data
+    source = (
+        data
+        if isinstance(data, StampSource)
+        else open_source(
+            data,
+            recipe.preprocessing,
+            survey=survey,
+            simulated_stamps=limits.simulated_stamps,
+            seed=recipe.seed,
+            report=report,
+        )
+    )
     return read_stamps(
         source, max_stamps=limits.max_stamps, min_stamps=limits.min_stamps, seed=recipe.seed, report=report
     )

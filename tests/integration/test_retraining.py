@@ -1,0 +1,171 @@
+"""The whole loop, small: a worker fills the reservoir, a release is trained on it, judged and promoted."""
+
+import contextlib
+import socket
+from dataclasses import asdict
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from stream_vae import assembly
+from stream_vae.cli import releases, reservoir, retrain  # noqa: F401 - their import makes the commands
+from stream_vae.learning.recipe import build_recipe
+from stream_vae.learning.retrain import retrain_now
+from stream_vae.model.release import Preprocessing, ReleaseStore, write_release
+from stream_vae.sky.packets import simulate_packets
+from stream_vae.tools.audit import audit_of
+
+from deployment import answered, command, deploy
+from releases import write_encoder
+
+# TensorFlow's variables do not know numpy 2's `copy` yet; Keras converts them so when it saves.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+]
+
+ALERTS = 500
+TINY = {
+    "name": "tiny",
+    "data": {"simulated_stamps": 300, "min_stamps": 32},
+    "model": {"filters": 4, "latent_size": 6, "linear_skip": True},
+    "fit": {"epochs": 3, "batch_size": 32, "learning_rate": 3e-3},
+    "scorer": {"hidden": 8, "draws": 8, "epochs": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def packets():
+    return list(simulate_packets(ALERTS, shape="candidate", seed=3))
+
+
+@pytest.fixture(scope="module")
+def filled(embedded_kafka, redis_server, packets, tmp_path_factory):
+    """A deployment whose worker saw all packets, with an empty reservoir before."""
+    deployment = deploy(
+        embedded_kafka, tmp_path_factory.mktemp("filled"), survey="candidate", reservoir={"url": redis_server.url}
+    )
+    with contextlib.closing(assembly.reservoir_of(deployment.settings)) as opened:
+        opened.clear()
+        deployment.publish(each.packet for each in packets)
+        deployment.run_worker()
+        yield deployment
+        opened.clear()
+
+
+@pytest.fixture(scope="module")
+def poor(filled, tmp_path_factory):
+    """An incumbent of random weights: whatever was trained at all is better."""
+    folder, store = tmp_path_factory.mktemp("poor"), ReleaseStore(filled.settings.release.store)
+    random = np.random.default_rng(0)
+    write_encoder(folder / "encoder.onnx", latents=2)
+    _write_decoder(folder / "decoder.onnx", random.normal(size=(2, 441)).astype(np.float32))
+    np.savez(
+        folder / "reference.npz",
+        real_z_mean=np.zeros((0, 2), np.float32),
+        center=np.zeros(2, np.float32),
+        whitening=np.eye(2, dtype=np.float32),
+        novelty_quantiles=np.linspace(0, 9, 1001, dtype=np.float32),
+        stamps=random.uniform(-1, 1, (50, 21, 21, 1)).astype(np.float16),
+    )
+    about = {"recipe": build_recipe(TINY).model_dump(mode="json"), "data": {"source": "random"}, "metrics": {}}
+    card = write_release(store, folder, name="poor", latent_size=2, preprocessing=Preprocessing(), **about)
+    store.promote(card.id)
+    return card
+
+
+def _write_decoder(path, weights):
+    nodes = [
+        helper.make_node("MatMul", ["z", "weights"], ["pixels"]),
+        helper.make_node("Reshape", ["pixels", "shape"], ["reconstruction"]),
+    ]
+    constants = {"weights": weights, "shape": np.array([-1, 21, 21, 1], np.int64)}
+    graph = helper.make_graph(
+        nodes,
+        "decoder",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("reconstruction", TensorProto.FLOAT, ["n", 21, 21, 1])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.fixture(scope="module")
+def retrained(filled, poor):
+    """What the command says."""
+    return answered("retrain", "--settings", filled.file, "--now")
+
+
+def test_a_worker_fills_the_reservoir_with_what_it_scored(filled, tmp_path):
+    stats = answered("reservoir", "stats", "--settings", filled.file)
+    assert (stats["survey"], stats["stamps"], stats["seen"], stats["capacity"]) == ("candidate", ALERTS, ALERTS, 50_000)
+    out = tmp_path / "all.npz"
+    assert answered("reservoir", "export", "--settings", filled.file, "--out", out)["stamps"] == ALERTS
+    with np.load(out, allow_pickle=False) as file:
+        assert len(set(file["alert_ids"])) == ALERTS
+        assert np.abs(file["stamps"]).max(axis=(1, 2, 3)) == pytest.approx(1.0)
+
+
+def test_the_same_alerts_once_more_change_nothing(filled, packets):
+    before = answered("reservoir", "draw", "--settings", filled.file, "-n", 5)["alert_ids"]
+    filled.publish(each.packet for each in packets)
+    filled.run_worker()
+    assert answered("reservoir", "stats", "--settings", filled.file)["stamps"] == ALERTS
+    assert answered("reservoir", "draw", "--settings", filled.file, "-n", 5)["alert_ids"] == before
+
+
+def test_without_redis_every_alert_is_published_all_the_same(embedded_kafka, packets, tmp_path):
+    with socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{refusing.getsockname()[1]}"
+        deployment = deploy(embedded_kafka, tmp_path, survey="candidate", reservoir={"url": url})
+        deployment.publish(each.packet for each in packets[:100])
+        deployment.run_worker()
+    (line,) = audit_of(deployment.settings.kafka)
+    assert (line.page.published, line.lag, line.balanced) == (100, 0, True)
+
+
+def test_a_better_release_is_trained_on_the_reservoir_and_promoted(filled, poor, retrained):
+    store = ReleaseStore(filled.settings.release.store)
+    assert (retrained["incumbent"], retrained["promoted"]) == (poor.id, True)
+    assert retrained["challenger_figures"]["squared_error"] < retrained["incumbent_figures"]["squared_error"]
+    assert store.current() == retrained["release"]
+    assert store.history()[-1]["reason"] == f"retrained: {retrained['reason']}"
+
+
+def test_the_card_tells_what_a_retrained_release_comes_from(filled, poor, retrained):
+    card = ReleaseStore(filled.settings.release.store).load(retrained["release"]).card
+    lineage = card.data["reservoir"]
+    assert (card.data["kind"], card.data["incumbent"]) == ("reservoir", poor.id)
+    assert (lineage["survey"], lineage["drawn"], lineage["held_out"]) == ("candidate", ALERTS, retrained["held_out"])
+    assert card.data["used"] == ALERTS - retrained["held_out"]
+    assert build_recipe(card.recipe) == build_recipe(TINY)  # the incumbent's own
+    assert card.metrics["score"]["labels_from"] == "simulation"
+
+
+def test_a_release_that_is_worse_stays_back_and_the_history_says_why(filled, retrained):
+    store = ReleaseStore(filled.settings.release.store)
+    weak = build_recipe(TINY | {"name": "weak", "fit": {"epochs": 1, "batch_size": 256, "learning_rate": 1e-6}})
+    verdict = retrain_now(filled.settings, weak, progress=False)
+    assert (verdict.incumbent, verdict.promoted) == (retrained["release"], False)
+    # The same stamps are held out each time.
+    assert asdict(verdict.incumbent_figures) == pytest.approx(retrained["challenger_figures"])
+    assert verdict.challenger_figures.squared_error > verdict.incumbent_figures.squared_error
+    assert store.current() == retrained["release"]
+    assert (store.history()[-1]["event"], store.history()[-1]["reason"]) == ("not_promoted", verdict.reason)
+    assert verdict.reason in command("releases", "show", "--store", store.url, verdict.release.id).output
+
+    compared = answered("releases", "compare", retrained["release"], verdict.release.id, "--store", store.url)
+    assert not compared["same_latent_space"]
+    assert compared["squared_error_a"] < compared["squared_error_b"]
+    assert 0 < compared["retrieval"]["chance"] < compared["retrieval"]["old_against_old"] < 1
+    said = command("releases", "compare", retrained["release"], verdict.release.id, "--store", store.url)
+    assert "B turned against A" in said.output
+
+
+def test_clearing_forgets_and_an_empty_reservoir_is_no_ground_to_train_on(filled):
+    assert answered("reservoir", "clear", "--settings", filled.file)["cleared"] == ALERTS
+    assert answered("reservoir", "stats", "--settings", filled.file)["stamps"] == 0
+    result = command("retrain", "--settings", filled.file, "--now")
+    assert "is empty" in str(result.exception)

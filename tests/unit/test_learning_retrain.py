@@ -1,0 +1,150 @@
+"""Retraining before anything is trained: the rule, and every reason not to begin."""
+
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from stream_vae import assembly
+from stream_vae.embedded.valkey import EmbeddedValkey
+from stream_vae.errors import ConfigError
+from stream_vae.learning.recipe import build_recipe
+from stream_vae.learning.retrain import LEAST_HELD_OUT, Figures, judge, retrain_now
+from stream_vae.model.release import Preprocessing, ReleaseStore
+from stream_vae.sampling import pack, ranks
+from stream_vae.settings import KafkaSettings, ReleaseSettings, ReservoirSettings, Settings
+
+from deployment import command
+from releases import make_release
+
+INCUMBENT = Figures(4.5, 20)
+
+
+@pytest.fixture(scope="module")
+def valkey():
+    with EmbeddedValkey() as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = ReleaseStore(str(tmp_path / "store"))
+    make_release(opened, tmp_path / "release")
+    return opened
+
+
+@pytest.fixture
+def settings(store):
+    return settings_of(store)
+
+
+def settings_of(store, url=None):
+    kafka = KafkaSettings(
+        bootstrap_servers="127.0.0.1:1", input_topics=("in",), output_topic="out", dead_letter_topic="dead"
+    )
+    reservoir = ReservoirSettings(url=url)
+    return Settings(survey="ztf", kafka=kafka, release=ReleaseSettings(store=store.url), reservoir=reservoir)
+
+
+def fill(settings, count, preprocessing=None):
+    preprocessing = preprocessing or Preprocessing()
+    shape = (count, preprocessing.stamp_size, preprocessing.stamp_size, len(preprocessing.cutouts))
+    ids = [str(number) for number in range(count)]
+    reservoir = assembly.reservoir_of(settings)
+    reservoir.clear()
+    records = pack(np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32))
+    if count:
+        reservoir.add(ids, ranks("ztf", ids).tolist(), records, preprocessing=preprocessing, capacity=5000)
+    reservoir.close()
+
+
+@pytest.mark.parametrize(
+    ("challenger", "fits"),
+    [
+        (Figures(4.4, 20), True),
+        (Figures(4.5, 21), True),
+        (Figures(4.6, 21), False),
+        (Figures(4.4, 19), False),
+        (Figures(float("nan"), 21), False),
+    ],
+)
+def test_a_challenger_may_be_worse_in_neither_figure(challenger, fits):
+    no_worse, reason = judge(challenger, INCUMBENT)
+    assert no_worse is fits
+    assert "4.5" in reason
+    assert "20" in reason
+
+
+def test_without_a_reservoir_it_says_so(settings):
+    with pytest.raises(ConfigError, match=r"No reservoir is configured.*\[reservoir\]"):
+        retrain_now(settings, progress=False)
+
+
+def test_without_redis_it_says_so(store):
+    with socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        url = f"redis://user:secret@127.0.0.1:{refusing.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="No Redis answers") as caught:
+            retrain_now(settings_of(store, url), progress=False)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_empty_reservoir_is_told(store, valkey):
+    settings = settings_of(store, valkey.url)
+    fill(settings, 0)
+    with pytest.raises(ConfigError, match="is empty"):
+        retrain_now(settings, progress=False)
+
+
+def test_too_few_stamps_are_told_with_their_number(store, valkey):
+    settings = settings_of(store, valkey.url)
+    fill(settings, 100)
+    with pytest.raises(ConfigError, match=rf"holds 100 stamps.*{LEAST_HELD_OUT} others, about \d+ in all"):
+        retrain_now(settings, progress=False)
+
+
+def test_stamps_prepared_for_another_release_are_not_trained_on(store, valkey):
+    settings = settings_of(store, valkey.url)
+    fill(settings, 1000, Preprocessing(stamp_size=15))
+    with pytest.raises(ConfigError, match=r'"stamp_size":15.*is wanted'):
+        retrain_now(settings, progress=False)
+
+
+def test_a_recipe_for_other_stamps_is_refused(settings):
+    recipe = build_recipe({"preprocessing": {"stamp_size": 15}})
+    with pytest.raises(ConfigError, match="prepares stamps differently"):
+        retrain_now(settings, recipe, progress=False)
+
+
+def test_an_incumbent_that_cannot_be_judged_is_told_before_the_work(store, valkey):
+    settings = settings_of(store, valkey.url)
+    fill(settings, 1000)
+    with pytest.raises(ConfigError, match=r"has no decoder\.onnx"):
+        retrain_now(settings, progress=False)
+    assert len(store.ids()) == 1
+
+
+def test_a_store_without_a_release_asks_for_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"no current release.*stream-vae train"):
+        retrain_now(settings_of(ReleaseStore(str(tmp_path / "nothing"))), progress=False)
+
+
+def test_without_now_the_command_says_what_is_not_there_yet(tmp_path):
+    from stream_vae.cli import retrain  # noqa: F401 - makes the command
+
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        'survey = "ztf"\n[kafka]\nbootstrap_servers = "127.0.0.1:1"\ninput_topics = ["a"]\noutput_topic = "b"\n'
+        'dead_letter_topic = "c"\n[release]\nstore = "store"\n'
+    )
+    result = command("retrain", "--settings", file)
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.exit_code == 2
+    assert "--now" in str(result.exception)
+
+
+def test_nothing_is_loaded_for_training_until_there_is_something_to_train_on():
+    program = "import sys, stream_vae.learning.retrain; print({'tensorflow', 'keras'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
