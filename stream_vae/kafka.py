@@ -79,6 +79,8 @@ def consumer_options(settings: KafkaSettings) -> dict[str, Any]:
         "fetch.message.max.bytes": 4_194_304,
         "fetch.max.bytes": 33_554_432,
         "fetch.wait.max.ms": 50,
+        # When the queue is full librdkafka would not fetch for a whole second, and the worker runs dry.
+        "fetch.queue.backoff.ms": 20,
     }
     delivery = {
         "group.id": settings.group_id,

@@ -7,7 +7,7 @@ partition to whichever worker owns it next. ``stream-vae audit`` reads them from
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stream_vae.alert import Fate
 
@@ -75,6 +75,8 @@ class Page:
 
 
 Pages = dict[Partition, Page]
+_COLUMN: dict[Fate, int] = {"published": 3, "dead_lettered": 4, "filtered": 5}
+"""Where a fate is counted among a page's fields."""
 
 
 class Ledger:
@@ -172,23 +174,26 @@ class Ledger:
         dict
             The new page of every partition that changed and is still owned.
         """
-        changed: Pages = {}
-        starts = {partition: page.next_offset for partition, page in self._pages.items() if page.consumed}
+        # Plain lists while counting: a page is built once a partition, not twice an alert.
+        counts: dict[Partition, list[int]] = {}
+        starts: dict[Partition, int] = {}
         for partition, offset in read:
-            page = changed.get(partition) or self._pages.get(partition)
-            if page is None or offset < page.next_offset:
-                continue  # revoked meanwhile, or entered before
-            since = page.since if page.consumed else offset
-            changed[partition] = replace(page, since=since, next_offset=offset + 1, consumed=page.consumed + 1)
-        for partition, offset, fate in fates:
-            page = changed.get(partition)
-            if page is None or offset < starts.get(partition, 0):
+            count = counts.get(partition)
+            if count is None:
+                page = self._pages.get(partition)
+                if page is None or offset < page.next_offset:
+                    continue  # revoked meanwhile, or entered before
+                since = page.since if page.consumed else offset
+                starts[partition] = offset
+                count = [since, offset, page.consumed, page.published, page.dead_lettered, page.filtered]
+                counts[partition] = count
+            elif offset < count[1]:
                 continue
-            if fate == "published":
-                changed[partition] = replace(page, published=page.published + 1)
-            elif fate == "dead_lettered":
-                changed[partition] = replace(page, dead_lettered=page.dead_lettered + 1)
-            else:
-                changed[partition] = replace(page, filtered=page.filtered + 1)
+            count[1] = offset + 1
+            count[2] += 1
+        for partition, offset, fate in fates:
+            if partition in counts and offset >= starts[partition]:
+                counts[partition][_COLUMN[fate]] += 1
+        changed = {partition: Page(*count) for partition, count in counts.items()}
         self._pages.update(changed)
         return changed
