@@ -111,3 +111,19 @@ def unused_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))  # bound and never listening: connections are refused as long as it is open
         yield one.getsockname()[1]
+
+
+def test_the_url_comes_from_the_environment_too_and_never_prints(tmp_path, monkeypatch):
+    from stream_vae import settings
+
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        'survey = "ztf"\n[kafka]\nbootstrap_servers = "127.0.0.1:1"\ninput_topics = ["a"]\noutput_topic = "b"\n'
+        'dead_letter_topic = "c"\n[release]\nstore = "store"\n[reservoir]\ncapacity = 123\n'
+    )
+    assert settings.load(file).reservoir.url is None
+    monkeypatch.setenv("STREAM_VAE_RESERVOIR__URL", "redis://user:secret@example.org")
+    loaded = settings.load(file)
+    assert loaded.reservoir.capacity == 123
+    assert loaded.reservoir.url.get_secret_value() == "redis://user:secret@example.org"
+    assert "secret@" not in repr(loaded) + loaded.model_dump_json()
