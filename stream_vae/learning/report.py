@@ -13,7 +13,8 @@ from stream_vae.learning.study import Study
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td{border-bottom:1px solid #ddd;padding:.2rem 1.2rem .2rem 0}
-td+td{font-variant-numeric:tabular-nums}img{max-width:100%}figure{margin:1.5rem 0}figcaption{color:#555}"""
+td+td{font-variant-numeric:tabular-nums;max-width:22em;overflow-wrap:anywhere}td+td+td{color:#555}
+img{max-width:100%}figure{margin:1.5rem 0}figcaption{color:#555}"""
 
 _EXPLANATIONS = {
     "latent.elbo": "evidence lower bound at KL weight 1, nats a stamp",
