@@ -136,6 +136,7 @@ class Encoder:
             self._encode_rows(batch.stamps, rows, codes, poison)
         finite = np.isfinite(codes.z_mean).all(axis=1) & np.isfinite(codes.z_log_var).all(axis=1)
         broken = batch.scoreable & ~finite
+        broken[poison] = False  # these are dead letters, and no alert with a flag
         if not broken.any():
             return codes, batch, poison
         codes.z_mean[broken] = codes.z_log_var[broken] = np.nan
