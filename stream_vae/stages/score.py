@@ -1,5 +1,7 @@
 """Latent codes to scores: real/bogus with its spread, distance to known transients, novelty."""
 
+from zipfile import BadZipFile
+
 import numba
 import numpy as np
 
@@ -33,12 +35,13 @@ class Scorer:
         self._session = open_session(path) if path else None
         size = release.card.latent_size
         try:
-            with np.load(release.folder / REFERENCE, allow_pickle=False) as reference:
+            # Opened here: numpy leaves a file open that is no archive.
+            with (release.folder / REFERENCE).open("rb") as file, np.load(file, allow_pickle=False) as reference:
                 self._real = np.ascontiguousarray(reference["real_z_mean"], np.float32)
                 self._center = np.ascontiguousarray(reference["center"], np.float32)
                 self._whitening = np.ascontiguousarray(reference["whitening"], np.float32)
                 self._quantiles = np.ascontiguousarray(reference["novelty_quantiles"], np.float32)
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, BadZipFile) as error:
             raise ConfigError(f"{REFERENCE} of {release.id} cannot be read: {error}.") from error
         shapes = (self._real.shape[1:], self._center.shape, self._whitening.shape)
         if shapes != ((size,), (size,), (size, size)) or len(self._quantiles) < 2:
