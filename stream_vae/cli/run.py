@@ -9,6 +9,7 @@ import typer
 from stream_vae import assembly
 from stream_vae.cli import app, notes
 from stream_vae.cli.options import SettingsFile, load
+from stream_vae.errors import ConfigError
 from stream_vae.metrics import Metrics
 from stream_vae.runtime.health import HealthServer
 from stream_vae.runtime.worker import Worker
@@ -23,6 +24,10 @@ def run(
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="Exit 0 once caught up and nothing came for this long."),
     ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Join this Ray cluster (host:port or auto); absent: start Ray here."),
+    ] = None,
 ) -> None:
     """Consume alerts, score them and publish them enriched.
 
@@ -33,14 +38,18 @@ def run(
         stream-vae run --settings ztf.toml --exit-when-idle 30    # a backfill
 
         stream-vae run --settings lsst.toml --workers 4
+
+        stream-vae run --settings lsst.toml --workers 16 --ray-address head:6379
     """
     loaded = load(settings)
     if workers == 0:
+        if ray_address is not None:
+            raise ConfigError("--ray-address is for a fleet.", remedy="Say how many workers: --workers N.")
         run_here(loaded, exit_when_idle_s=exit_when_idle)
     else:
         from stream_vae.runtime.fleet import run_fleet
 
-        run_fleet(loaded, workers, exit_when_idle_s=exit_when_idle)
+        run_fleet(loaded, workers, exit_when_idle_s=exit_when_idle, ray_address=ray_address)
 
 
 def run_here(settings: Settings, *, exit_when_idle_s: float | None) -> None:

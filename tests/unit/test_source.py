@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 from stream_vae.alert import Packet
 from stream_vae.metrics import Metrics
 from stream_vae.settings import BatchSettings
@@ -130,4 +130,43 @@ def test_the_next_member_continues_the_page_where_it_was_committed(
     page = successor.ledger.page((topic, 0))
     assert page is not None
     assert (page.since, page.next_offset, page.consumed, page.published) == (0, 3, 3, 3)
+    successor.source.close()
+
+
+class Refusing:
+    """A consumer whose group changes hands during the first commit."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._consumer = source, source._consumer
+        self._left = 1
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._consumer, name)
+
+    def commit(self, **arguments: object) -> object:
+        if self._left:
+            self._left = 0
+            return self._source._on_commit(KafkaError(KafkaError.ILLEGAL_GENERATION), arguments["offsets"])
+        return self._consumer.commit(**arguments)
+
+
+def test_a_commit_that_is_refused_is_repeated_though_no_message_follows(
+    embedded_kafka: Kafka, reader: Reader, topic: str
+) -> None:
+    packets = reader.read(5)
+    reader.source._consumer = Refusing(reader.source)
+    where = [((each.topic, each.partition), each.offset) for each in packets]
+    reader.source.commit(reader.ledger.settle(where, [(*each, "published") for each in where]))
+    assert not reader.source.committed
+    deadline = time.monotonic() + 20
+    while not reader.source.committed and time.monotonic() < deadline:
+        reader.source.read()
+        reader.source.commit_again()
+    assert reader.source.committed
+    reader.source.close()
+    successor = Reader(embedded_kafka, topic, f"group-{topic}")
+    assert successor.source.read(1) == []
+    page = successor.ledger.page((topic, 0))
+    assert page is not None
+    assert page.next_offset == 5
     successor.source.close()

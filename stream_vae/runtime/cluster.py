@@ -1,0 +1,287 @@
+"""Ray: start or join a cluster, and talk to one actor without ever waiting for it.
+
+Only this module imports Ray. A cluster that is started here lives and dies with the process, listens on the
+loopback interface alone, asks for a token, keeps no dashboard and reports to nobody.
+"""
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client import Metric
+
+from stream_vae.errors import ConfigError, StreamVaeError
+from stream_vae.runtime.actor import Status, WorkerActor
+from stream_vae.settings import FleetSettings
+
+log = logging.getLogger(__name__)
+
+# Ray takes these from the environment, most of them when it is imported; what an operator set stays.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # "repeated 3x" would hide which alerts were dead letters
+    "RAY_COLOR_PREFIX": "0",
+}
+# Without this Ray replaces 127.0.0.1 by an outside address and then listens on all interfaces. Its name tells where
+# it is the default.
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+"""Alerts never travel between actors; Ray wants 75 MiB at least."""
+_CONCURRENT_CALLS = 4
+_CONNECT_TIMEOUT_S = 5.0
+
+
+class WorkerLostError(StreamVaeError):
+    """An actor is gone: its process was killed, its node lost, or it could not be made.
+
+    Parameters
+    ----------
+    message : str
+        What Ray says of it.
+    remedy : str
+        What the reader can do about it.
+    """
+
+
+class RemoteWorker:
+    """One `WorkerActor`, as the supervisor sees it.
+
+    Parameters
+    ----------
+    ray : module
+        Ray.
+    actor : ActorHandle
+        Of a `WorkerActor`.
+    """
+
+    def __init__(self, ray: Any, actor: Any) -> None:
+        self._ray = ray
+        self._actor = actor
+        self._asked: Any = None
+        self._sampled: Any = None
+        self._families: list[Metric] = []
+        self.status: Status | None = None
+        """The last answer."""
+        self.answered_at = monotonic()
+        """When it came, on the monotonic clock."""
+
+    def poll(self) -> Status | None:
+        """Take the answer to the last question, if it is there, and ask anew.
+
+        Returns
+        -------
+        Status or None
+            The last answer so far.
+
+        Raises
+        ------
+        WorkerLostError
+            If the actor is gone.
+        """
+        if self._asked is not None and self._ray.wait([self._asked], timeout=0)[0]:
+            asked, self._asked = self._asked, None
+            try:
+                self.status = self._ray.get(asked)
+                self.answered_at = monotonic()
+            except self._ray.exceptions.ActorUnavailableError as error:
+                log.warning("a worker cannot be reached for now: %s", _first_line(error))
+            except self._ray.exceptions.RayError as error:
+                raise WorkerLostError(_first_line(error)) from None
+        if self._asked is None:
+            self._asked = self._actor.status.remote()
+        return self.status
+
+    def ask_metrics(self) -> Any:
+        """Ask for a sample of the worker's metrics.
+
+        Returns
+        -------
+        ObjectRef
+            To wait for, together with others'.
+        """
+        self._sampled = self._actor.metrics.remote()
+        return self._sampled
+
+    def metrics(self) -> list[Metric]:
+        """Take the sample that `ask_metrics` asked for.
+
+        Returns
+        -------
+        list of Metric
+            The one before, if it is not there yet.
+        """
+        try:
+            if self._sampled is not None and self._ray.wait([self._sampled], timeout=0)[0]:
+                self._families = self._ray.get(self._sampled)
+        except self._ray.exceptions.RayError as error:
+            log.debug("no metrics: %s", _first_line(error))
+        return self._families
+
+    def stop(self) -> None:
+        """Ask the worker to settle what it has and leave."""
+        self._actor.stop.remote()
+
+    def kill(self) -> None:
+        """End the worker's process at once; what it had not settled will be read again."""
+        self._ray.kill(self._actor, no_restart=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith(("Worker exit detail", "The actor died", "exit_"))), "")
+    return reason or (lines[0] if lines else type(error).__name__)
+
+
+class Cluster:
+    """Where workers are launched.
+
+    Parameters
+    ----------
+    ray : module
+        Ray, connected.
+    section : FleetSettings
+        ``[fleet]``.
+    document : Mapping
+        The settings of every worker, as plain data.
+    """
+
+    def __init__(self, ray: Any, section: FleetSettings, document: Mapping[str, Any]) -> None:
+        self._ray = ray
+        self._document = document
+        self._options = {
+            "num_cpus": section.cpus_per_worker,
+            "max_concurrency": _CONCURRENT_CALLS,
+            "max_restarts": 0,  # the supervisor decides when, and gives the settings anew
+            "scheduling_strategy": "SPREAD",
+        }
+
+    def launch(self, slot: int) -> RemoteWorker:
+        """Make a worker; it takes seconds until it runs.
+
+        Parameters
+        ----------
+        slot : int
+            Its number.
+
+        Returns
+        -------
+        RemoteWorker
+            To be polled.
+        """
+        actor = self._ray.remote(WorkerActor).options(**self._options).remote(slot)
+        actor.start.remote(self._document, logging.getLogger("stream_vae").getEffectiveLevel())
+        return RemoteWorker(self._ray, actor)
+
+    def wait(self, refs: list[Any], timeout_s: float) -> None:
+        """Wait until all answers are there.
+
+        Parameters
+        ----------
+        refs : list of ObjectRef
+            Questions.
+        timeout_s : float
+            Longest wait.
+        """
+        if refs:
+            self._ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+
+
+@contextmanager
+def connected(
+    section: FleetSettings, document: Mapping[str, Any], workers: int, address: str | None
+) -> Iterator[Cluster]:
+    """Start a cluster on this machine, or join one.
+
+    Parameters
+    ----------
+    section : FleetSettings
+        ``[fleet]``.
+    document : Mapping
+        The settings of every worker, as plain data.
+    workers : int
+        How many there will be; a cluster that is started has room for them, whatever the number of cores.
+    address : str or None
+        Of a cluster to join: ``host:port``, ``ray://host:port`` or ``auto``. None: start one.
+
+    Yields
+    ------
+    Cluster
+        Until the end of the block, which ends every worker that is left.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, or the cluster cannot be joined.
+    """
+    ray = _import_ray(_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK_ONLY)
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
+    if address is None:
+        cpus = max(math.ceil(workers * section.cpus_per_worker), 1)
+        own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        _joining("local", ray.init, address="local", _node_ip_address="127.0.0.1", **own, **quiet)
+    else:
+        _check_reachable(address)
+        _joining(address, ray.init, address=address, **quiet)
+        _compare(workers * section.cpus_per_worker, ray.cluster_resources().get("CPU", 0.0))
+    try:
+        yield Cluster(ray, section, document)
+    finally:
+        ray.shutdown()
+
+
+def _import_ray(environment: Mapping[str, str]) -> Any:
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "run --workers needs Ray, which is not installed.",
+            remedy="pip install 'stream-vae[ray]', or use --workers 0: one worker in one process.",
+        ) from error
+    return ray
+
+
+def _joining(name: str, init: Callable[..., Any], **options: Any) -> None:
+    try:
+        init(**options)
+    except Exception as error:  # RuntimeError, ConnectionError, ValueError and Ray's own
+        raise ConfigError(
+            f"Ray at {name} cannot be used: {_first_line(error)}.",
+            remedy="Check --ray-address, that every node has the same Ray and Python, and the token (RAY_AUTH_TOKEN).",
+        ) from error
+
+
+def _compare(wanted: float, there: float) -> None:
+    if wanted > there:
+        log.warning("the workers want %g CPUs and the Ray cluster has %g: some will wait for it to grow", wanted, there)
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds where Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None:
+        raise ConfigError(
+            f"--ray-address {address!r} is no address.", remedy="Give host:port, ray://host:port or auto."
+        )
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"No Ray cluster answers at --ray-address {address}: {error}.",
+            remedy="`ray status` on its head node tells the address; leave the option out to start Ray here.",
+        ) from error

@@ -1,0 +1,353 @@
+"""`run --workers N` on a real Kafka: one story of a fleet on a Ray of its own, and fleets that join a Ray.
+
+A start of Ray takes seconds, so the story is run once and told by several tests, and the others share a Ray.
+Every process that is ended here is a descendant of one that was started here.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from confluent_kafka import Consumer
+from prometheus_client.parser import text_string_to_metric_families
+from stream_vae.runtime.group import Group
+from stream_vae.sky.packets import simulate_packets
+from stream_vae.tools.audit import audit_of
+
+from deployment import Deployment, deploy
+from servers import Kafka
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+pytest.importorskip("ray", reason="no Ray: pip install 'stream-vae[ray]'")
+
+PARTITIONS = 4
+FIRST = 300
+STREAM_PER_S = 100
+LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(scope="module")
+def packets() -> list[bytes]:
+    return [each.packet for each in simulate_packets(60, shape="candidate", seed=3)]
+
+
+class Fleet:
+    """`stream-vae run` in a process of its own, and what it writes."""
+
+    def __init__(self, deployment: Deployment, folder: Path, *arguments: object) -> None:
+        self.log = folder / "fleet.log"
+        command = [sys.executable, "-c", "from stream_vae.cli import main; main()", "run", "-s", str(deployment.file)]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | LOOPBACK_RAY,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def url(self, page: str) -> str:
+        address = wait_for(lambda: re.search(r"http://[\d.:]+/", self.said()), "the address", process=self.process)
+        return address.group() + page
+
+    def samples(self, name: str) -> dict[str, float]:
+        """The value of a metric by worker, summed over other labels."""
+        text = httpx.get(self.url("metrics"), timeout=10).text
+        values: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == name:
+                    worker = sample.labels.get("worker", "")
+                    values[worker] = values.get(worker, 0) + sample.value
+        return values
+
+    def workers(self) -> list[psutil.Process]:
+        return [each for each in descendants(self.process.pid) if each.name().startswith("ray::Worker")]
+
+    def wait(self, timeout_s: float = 120) -> int:
+        return self.process.wait(timeout_s)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+    return found
+
+
+def wait_for(
+    condition: Callable[[], Any], what: str, *, timeout_s: float = 90, process: subprocess.Popen[bytes] | None = None
+) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError, psutil.NoSuchProcess):
+            if result := condition():
+                return result
+        assert process is None or process.poll() is None, f"the process ended while waiting for {what}"
+        time.sleep(0.2)
+    pytest.fail(f"{what}: not within {timeout_s} s")
+
+
+def end(process: subprocess.Popen[bytes], family: list[psutil.Process]) -> list[psutil.Process]:
+    """End what a test left behind, and tell what that was."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs([each for each in family if each.is_running()], timeout=10)
+    left = [each for each in left if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    for each in left:
+        each.kill()
+    return left
+
+
+class Stream:
+    """Publishes at a steady rate until told to stop."""
+
+    def __init__(self, deployment: Deployment, packets: list[bytes]) -> None:
+        self.sent = 0
+        self._deployment, self._packets = deployment, itertools.cycle(packets)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.2):
+            batch = list(itertools.islice(self._packets, STREAM_PER_S // 5))
+            self._deployment.publish(batch)
+            self.sent += len(batch)
+
+    def end(self) -> int:
+        self._stop.set()
+        self._thread.join(30)
+        return self.sent
+
+
+@dataclass
+class Story:
+    """What was seen of one fleet, from its start to its end."""
+
+    published: dict[str, float] = field(default_factory=dict)
+    assigned: dict[str, float] = field(default_factory=dict)
+    resident: dict[str, float] = field(default_factory=dict)
+    at_first: dict[str, float] = field(default_factory=dict)
+    ready: int = 0
+    alive: int = 0
+    listening: set[str] = field(default_factory=set)
+    killed: int = 0
+    restarts: dict[str, float] = field(default_factory=dict)
+    recovered_s: float = 0.0
+    after: list[int] = field(default_factory=list)
+    exit_code: int | None = None
+    drained_s: float = 0.0
+    left: list[psutil.Process] = field(default_factory=list)
+    lag_at_exit: int = 0
+    sent: int = 0
+    found: int = 0
+    balanced: bool = False
+    log: str = ""
+
+
+@pytest.fixture(scope="module")
+def story(kafka: Kafka, packets: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Story:
+    folder = tmp_path_factory.mktemp("story")
+    metrics = {"port": 0, "statistics_interval_s": 1}
+    deployment = deploy(kafka, folder, survey="candidate", partitions=PARTITIONS, metrics=metrics)
+    deployment.publish(itertools.islice(itertools.cycle(packets), FIRST))
+    fleet, seen = Fleet(deployment, folder, "--workers", 2), Story()
+    family: list[psutil.Process] = []
+    try:
+        _watch_it_work(fleet, seen)
+        family = descendants(fleet.process.pid)
+        seen.listening = _listening([psutil.Process(fleet.process.pid), *family])
+        stream = Stream(deployment, packets)
+        _kill_one_worker(fleet, seen)
+        family += descendants(fleet.process.pid)
+        _terminate(fleet, seen)
+        seen.sent = FIRST + stream.end()
+    finally:
+        seen.left = end(fleet.process, family)
+        seen.log = fleet.said()
+    seen.lag_at_exit = sum(line.lag for line in audit_of(deployment.settings.kafka))
+    deployment.run_worker()  # what came after the end
+    lines = audit_of(deployment.settings.kafka, deep=True)
+    seen.found = sum(line.found or 0 for line in lines)
+    seen.balanced = all(line.balanced and line.lag == 0 for line in lines)
+    return seen
+
+
+def _watch_it_work(fleet: Fleet, seen: Story) -> None:
+    name = "stream_vae_alerts_published_total"
+    wait_for(lambda: sum(fleet.samples(name).values()) >= FIRST, "the first alerts", process=fleet.process)
+    wait_for(lambda: fleet.samples("stream_vae_fleet_workers_alive") == {"": 2}, "two workers", process=fleet.process)
+    one_each = {"0": PARTITIONS / 2, "1": PARTITIONS / 2}
+    wait_for(lambda: fleet.samples("stream_vae_assigned_partitions") == one_each, "equal shares", process=fleet.process)
+    seen.published, seen.assigned = fleet.samples(name), fleet.samples("stream_vae_assigned_partitions")
+    seen.resident = fleet.samples("process_resident_memory_bytes")
+    seen.at_first = fleet.samples("stream_vae_fleet_restarts_total")
+    seen.ready = httpx.get(fleet.url("readyz"), timeout=10).status_code
+    seen.alive = httpx.get(fleet.url("healthz"), timeout=10).status_code
+
+
+def _listening(processes: list[psutil.Process]) -> set[str]:
+    found = set()
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {c.laddr.ip for c in each.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+def _kill_one_worker(fleet: Fleet, seen: Story) -> None:
+    def both_work() -> bool:
+        counts = fleet.samples("stream_vae_alerts_published_total")
+        return all(counts.get(worker, 0) > seen.published.get(worker, 0) for worker in ("0", "1"))
+
+    wait_for(both_work, "both workers at work", process=fleet.process)
+    victim = fleet.workers()[0]
+    seen.killed = victim.pid
+    victim.kill()
+    began = time.monotonic()
+    wait_for(
+        lambda: sum(fleet.samples("stream_vae_fleet_restarts_total").values()) == 1, "a restart", process=fleet.process
+    )
+    shares = {"0": PARTITIONS / 2, "1": PARTITIONS / 2}
+    wait_for(lambda: fleet.samples("stream_vae_assigned_partitions") == shares, "equal shares", process=fleet.process)
+    seen.recovered_s = time.monotonic() - began
+    seen.restarts = fleet.samples("stream_vae_fleet_restarts_total")
+    seen.after = [each.pid for each in fleet.workers()]
+
+
+def _terminate(fleet: Fleet, seen: Story) -> None:
+    fleet.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    seen.exit_code = fleet.wait(60)
+    seen.drained_s = time.monotonic() - began
+
+
+def test_two_workers_share_the_partitions(story):
+    assert story.assigned == {"0": 2, "1": 2}
+
+
+def test_one_page_of_metrics_adds_up_to_the_whole_fleet(story):
+    assert sum(story.published.values()) >= FIRST  # more only if partitions changed hands before a commit
+    assert story.at_first == {"0": 0, "1": 0}
+    assert set(story.resident) == {"0", "1", "supervisor"}
+    assert (story.ready, story.alive) == (200, 200)
+
+
+def test_a_ray_of_its_own_listens_on_this_machine_only(story):
+    assert story.listening
+    assert story.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_killed_worker_is_replaced(story):
+    assert sum(story.restarts.values()) == 1
+    assert len(story.after) == 2
+    assert story.killed not in story.after
+
+
+def test_sigterm_drains_and_exits_0(story):
+    assert story.exit_code == 0, story.log[-3000:]
+    assert "the workers finish their batches" in story.log
+    assert "did not stop in time" not in story.log
+    assert story.drained_s < 30
+
+
+def test_no_process_is_left(story):
+    assert story.left == []
+
+
+def test_nothing_is_lost(story):
+    assert story.sent > FIRST + STREAM_PER_S  # the stream went on while the worker was dead
+    assert story.found == story.sent
+    assert story.balanced
+
+
+@pytest.fixture(scope="module")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray to join, with 2 CPUs."""
+    log = tmp_path_factory.mktemp("ray") / "head.log"
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, client_port = one.getsockname()[1], other.getsockname()[1]
+    ray = Path(sys.executable).parent / "ray"
+    options = ["--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--ray-client-server-port={client_port}"]
+    command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", *options]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | LOOPBACK_RAY)
+    try:
+        wait_for(lambda: "block forever" in log.read_text(encoding="utf-8"), "Ray's head", process=process)
+        yield f"127.0.0.1:{port}"
+    finally:
+        assert end(process, descendants(process.pid)) == []
+
+
+def test_a_fleet_exits_once_all_is_done_though_a_worker_has_no_partitions(kafka, packets, ray_address, tmp_path):
+    deployment = deploy(kafka, tmp_path, survey="candidate", partitions=2, fleet={"cpus_per_worker": 0.5})
+    deployment.publish([*packets, b"junk"])
+    fleet = Fleet(deployment, tmp_path, "--workers", 3, "--exit-when-idle", 0.5, "--ray-address", ray_address)
+    try:
+        assert fleet.wait() == 0, fleet.said()
+    finally:
+        end(fleet.process, [])
+    assert "3 workers for 2 partitions" in fleet.said()
+    lines = audit_of(deployment.settings.kafka, deep=True)
+    assert all(line.balanced and line.lag == 0 for line in lines)
+    assert sum(line.found or 0 for line in lines) == len(packets) + 1
+
+
+def test_a_wrong_release_ends_the_fleet_with_the_words_of_the_worker(kafka, ray_address, tmp_path):
+    deployment = deploy(kafka, tmp_path, survey="candidate", release={"id": "no-such-release"})
+    fleet = Fleet(deployment, tmp_path, "--workers", 1, "--ray-address", ray_address)
+    try:
+        assert fleet.wait() == 2, fleet.said()
+    finally:
+        end(fleet.process, [])
+    from stream_vae.errors import ConfigError
+
+    with pytest.raises(ConfigError) as alone:
+        deployment.run_worker()
+    assert f"ConfigError: {alone.value}" in fleet.said()
+    assert "Traceback" not in fleet.said()
+
+
+def test_a_group_agrees_only_when_every_partition_has_the_owner_that_claims_it(kafka, tmp_path):
+    deployment = deploy(kafka, tmp_path, partitions=2)
+    section = deployment.settings.kafka
+    group, both = Group(section), frozenset({(deployment.input, 0), (deployment.input, 1)})
+    assert group.input_partitions() == both
+    assert not group.agrees({"": frozenset()})
+    options = {"bootstrap.servers": kafka.bootstrap_servers, "group.id": section.group_id}
+    consumer = Consumer(options | kafka.consumer_options)
+    consumer.subscribe([deployment.input])
+    wait_for(lambda: consumer.poll(0.2) is None and len(consumer.assignment()) == 2, "an assignment")
+    member = consumer.memberid()
+    wait_for(lambda: group.agrees({member: both}), "agreement")
+    assert not group.agrees({member: frozenset({(deployment.input, 0)})})
+    assert not group.agrees({member: both, "another": frozenset()})
+    consumer.close()
+    assert not group.agrees({member: both})
