@@ -6,7 +6,7 @@ makes each batch one transaction together with the offsets and the ledger's page
 
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from time import monotonic, time
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from stream_vae.stages.source import Source
 log = logging.getLogger(__name__)
 
 _TOO_LARGE = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE))
+_PURGED = frozenset((KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT))  # noqa: SLF001 - local errors
 
 
 class Sink(Protocol):
@@ -69,13 +70,24 @@ class Sink(Protocol):
 class _Batch:
     """One published batch and what is still missing of it."""
 
-    __slots__ = ("failures", "missing", "outcomes", "packets")
+    __slots__ = ("alone", "failures", "missing", "outcomes", "packets")
 
     def __init__(self, packets: Sequence[Packet], outcomes: Sequence[Outcome]) -> None:
         self.packets = packets
         self.outcomes = list(outcomes)
         self.missing = 0
         self.failures: list[tuple[int, str, KafkaError]] = []
+        self.alone: set[tuple[int, str]] = set()
+        """Outcomes and topics whose message goes in a request of its own: in company it was refused for its size."""
+
+    def messages(self) -> Iterator[tuple[int, Outgoing]]:
+        return ((index, message) for index, outcome in enumerate(self.outcomes) for message in outcome.messages)
+
+    def again(self) -> "_Batch":
+        """Begin anew, with what was learned."""
+        batch = _Batch(self.packets, self.outcomes)
+        batch.alone = self.alone
+        return batch
 
     def delivered(self, index: int, topic: str, error: KafkaError | None, message: object) -> None:
         del message
@@ -114,13 +126,19 @@ class _Producing:
         self._metrics.kafka_errors.labels(self._metrics.survey, "producer", error.name()).inc()
         log.warning("kafka producer: %s (%s)", error.str(), error.name())
 
-    def _produce_batch(self, batch: _Batch) -> None:
-        for index, outcome in enumerate(batch.outcomes):
-            for message in outcome.messages:
-                self._produce(batch, index, message)
-        self._producer.poll(0)
+    def _wait(self, batch: _Batch) -> None:
+        """Wait until nothing is on its way."""
+        raise NotImplementedError
 
     def _produce(self, batch: _Batch, index: int, message: Outgoing) -> None:
+        alone = (index, message.topic) in batch.alone
+        if alone:
+            self._wait(batch)
+        self._enqueue(batch, index, message)
+        if alone:
+            self._wait(batch)
+
+    def _enqueue(self, batch: _Batch, index: int, message: Outgoing) -> None:
         batch.missing += 1
         deadline = monotonic() + self._delivery.drain_timeout_s
         while True:
@@ -144,14 +162,24 @@ class _Producing:
             else:
                 return
 
-    def _mend(self, batch: _Batch) -> None:
-        """Dead-letter what the output topic refuses for its size; anything else stops the worker."""
+    def _mend(self, batch: _Batch) -> list[tuple[int, Outgoing]]:
+        """Dead-letter what the output topic refuses for its size; anything else stops the worker.
+
+        A broker refuses a whole request of several messages whose sum is over the topic's limit, so each of them is
+        tried by itself before it is called too large. Gives what is to be sent again.
+        """
+        again: list[tuple[int, Outgoing]] = []
         while batch.failures:
             # Taken off the list once it is dealt with: while one is left, the batch can never be settled.
             index, topic, error = batch.failures[-1]
             outcome = batch.outcomes[index]
             if error.code() not in _TOO_LARGE:
                 raise kafka.as_error(error, f"publishing the alert of {outcome.packet.origin}")
+            if (index, topic) not in batch.alone:
+                batch.alone.add((index, topic))
+                batch.failures.pop()
+                again += [(index, message) for message in outcome.messages if message.topic == topic]
+                continue
             if topic != self._settings.dead_letter_topic and outcome.fate == "dead_lettered":
                 batch.failures.pop()
                 continue  # refused by both output topics: one dead letter is enough
@@ -166,8 +194,8 @@ class _Producing:
             batch.outcomes[index] = dead_letter(rejected, self._settings.dead_letter_topic)
             self._metrics.rejected.labels(self._metrics.survey, "publish", rejected.reason.value).inc()
             batch.failures.pop()
-            for message in batch.outcomes[index].messages:
-                self._produce(batch, index, message)
+            again += [(index, message) for message in batch.outcomes[index].messages]
+        return sorted(again, key=lambda each: each[0])  # in the order of the packets
 
     def _count(self, batch: _Batch) -> None:
         metrics, now = self._metrics, time()
@@ -249,7 +277,14 @@ class AtLeastOnceSink(_Producing):
                 self._producer.poll(0.1)
         batch = _Batch(packets, outcomes)
         self._waiting.append(batch)
-        self._produce_batch(batch)
+        for index, message in batch.messages():
+            self._produce(batch, index, message)
+        self._producer.poll(0)
+
+    def _wait(self, batch: _Batch) -> None:
+        del batch  # those of other batches would be company too
+        if self._producer.flush(self._delivery.drain_timeout_s):
+            raise RetriableError("Kafka did not acknowledge what it was sent in time.")
 
     def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:
         """Commit the batches at the front whose every message is acknowledged.
@@ -273,7 +308,8 @@ class AtLeastOnceSink(_Producing):
             if batch.missing:
                 self._producer.poll(max(min(deadline - monotonic(), 0.1), 0.0))
             if batch.failures:
-                self._mend(batch)
+                for index, message in self._mend(batch):
+                    self._produce(batch, index, message)
             elif not batch.missing:
                 self._waiting.popleft()
                 pages |= self._enter(batch)
@@ -362,31 +398,56 @@ class ExactlyOnceSink(_Producing):
         FatalError
             If this producer was fenced or broke.
         """
-        assert self.source is not None, "the worker connects source and sink"
         batch = _Batch(packets, outcomes)
+        # Every refusal for size costs a transaction, and another in which librdkafka gets a new epoch.
+        for _ in range(4 * len(packets) + 4):
+            if self._transaction(batch):
+                return
+            batch = batch.again()
+        raise FatalError(f"Kafka refuses the batch that begins with {packets[0].origin}, for ever new reasons.")
+
+    def _transaction(self, batch: _Batch) -> bool:
+        """Try a batch; False if it is to be tried anew, because something was refused for its size."""
+        assert self.source is not None, "the worker connects source and sink"
         kept = self._ledger.snapshot()
         try:
             self._producer.begin_transaction()
-            self._produce_batch(batch)
-            while batch.missing or batch.failures:
-                self._flush()
-                self._mend(batch)
+            for index, message in batch.messages():
+                if batch.failures:
+                    break
+                self._produce(batch, index, message)
+            self._wait(batch)
+            if batch.failures:
+                self._learn(batch)
+                self._producer.abort_transaction(30.0)
+                return False
             pages = batch.enter(self._ledger)
             if not pages:
                 # Every partition left while this was on its way: its new owner reads it again.
                 self._producer.abort_transaction(30.0)
-                return
+                return True
             self._producer.send_offsets_to_transaction(self.source.offsets(pages), self.source.group_metadata(), 30.0)
             self._commit()
         except (KafkaException, RetriableError) as error:
             self._ledger.restore(kept)
-            self._abort(error)
-        else:
-            self._count(batch)
+            raise self._aborted(error) from error
+        self._count(batch)
+        return True
 
-    def _flush(self) -> None:
-        if self._producer.flush(self._delivery.drain_timeout_s):
-            raise RetriableError("Kafka did not acknowledge a transaction's messages in time.")
+    def _learn(self, batch: _Batch) -> None:
+        """Take from a spoiled transaction what helps the next: which messages were too large."""
+        refused = [failure for failure in batch.failures if failure[2].code() in _TOO_LARGE]
+        purged = [failure for failure in batch.failures if failure[2].code() in _PURGED]
+        if refused or len(purged) < len(batch.failures):
+            batch.failures = refused or [each for each in batch.failures if each not in purged]
+            self._mend(batch)
+
+    def _wait(self, batch: _Batch) -> None:
+        deadline = monotonic() + self._delivery.drain_timeout_s
+        while batch.missing and not batch.failures:  # after a failure the rest of the transaction is not sent
+            self._producer.flush(0.1)
+            if monotonic() > deadline:
+                raise RetriableError("Kafka did not acknowledge a transaction's messages in time.")
 
     def _commit(self) -> None:
         while True:
@@ -398,7 +459,7 @@ class ExactlyOnceSink(_Producing):
             else:
                 return
 
-    def _abort(self, error: KafkaException | RetriableError) -> None:
+    def _aborted(self, error: KafkaException | RetriableError) -> RetriableError:
         cause = error.args[0] if isinstance(error, KafkaException) else None
         if isinstance(cause, KafkaError) and cause.fatal():
             raise FatalError(f"Kafka, in a transaction: {cause.str()} ({cause.name()}).") from error
@@ -408,7 +469,7 @@ class ExactlyOnceSink(_Producing):
             raise FatalError(f"A transaction cannot be aborted: {failed.args[0].str()}.") from failed
         assert self.source is not None, "the worker connects source and sink"
         self.source.rewind()
-        raise RetriableError(f"A transaction was aborted: {error}.") from error
+        return RetriableError(f"A transaction was aborted: {error}.")
 
     def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:
         """Do nothing: a batch is settled when `publish` returns.

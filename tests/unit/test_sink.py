@@ -162,21 +162,37 @@ def test_an_alert_too_large_for_the_output_topic_becomes_a_dead_letter_with_its_
     bench.producer.answer(0)
     bench.producer.answer(1, KafkaError.MSG_SIZE_TOO_LARGE)
     bench.sink.settle()
-    topic, value, _ = bench.producer.produced[2]
-    assert (topic, value) == ("dead", b"value")
-    bench.producer.answer(2)
+    assert bench.producer.produced[2][:2] == ("out", b"enriched")  # once more, alone
+    bench.producer.answer(2, KafkaError.MSG_SIZE_TOO_LARGE)
+    bench.sink.settle()
+    assert bench.producer.produced[3][:2] == ("dead", b"value")
+    bench.producer.answer(3)
     bench.sink.settle()
     assert bench.page == Page(0, 2, consumed=2, published=1, dead_lettered=1)
     assert bench.count("dead_lettered") == 1
 
 
+def test_alerts_that_are_too_large_only_together_are_sent_one_by_one_in_their_order(bench: Bench) -> None:
+    bench.publish(0, 3)
+    flushed: list[int] = []
+    bench.producer.flush = lambda _: flushed.append(len(bench.producer.produced)) or 0  # type: ignore[method-assign]
+    for number in range(3):
+        bench.producer.answer(number, KafkaError.MSG_SIZE_TOO_LARGE)
+    bench.sink.settle()
+    assert flushed == [3, 4, 4, 5, 5, 6]  # before and after each
+    for number in range(3, 6):
+        bench.producer.answer(number)
+    bench.sink.settle()
+    assert bench.page == Page(0, 3, consumed=3, published=3)
+
+
 def test_an_alert_that_both_output_topics_refuse_gets_one_dead_letter(bench: Bench) -> None:
     bench.publish(0, 1, ("out", "lite"))
-    bench.producer.answer(0, KafkaError.MSG_SIZE_TOO_LARGE)
-    bench.producer.answer(1, KafkaError.MSG_SIZE_TOO_LARGE)
-    bench.sink.settle()
-    assert [topic for topic, *_ in bench.producer.produced] == ["out", "lite", "dead"]
-    bench.producer.answer(2)
+    for number in range(4):
+        bench.producer.answer(number, KafkaError.MSG_SIZE_TOO_LARGE)
+        bench.sink.settle()
+    assert [topic for topic, *_ in bench.producer.produced] == ["out", "lite", "out", "lite", "dead"]
+    bench.producer.answer(4)
     bench.sink.settle()
     assert bench.page == Page(0, 1, consumed=1, dead_lettered=1)
 
@@ -185,7 +201,7 @@ def test_a_dead_letter_that_is_too_large_stops_the_worker_with_the_remedy(bench:
     bench.producer.refuses = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
     bench.publish(0, 1)
     with pytest.raises(FatalError, match=r"too large for dead\. Raise max\.message\.bytes"):
-        bench.sink.settle()
+        bench.sink.settle(timeout_s=1)
     assert bench.source.committed == []
 
 
