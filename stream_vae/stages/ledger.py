@@ -69,7 +69,7 @@ class Page:
             if document["stream_vae"] != _VERSION:
                 return cls(offset, offset)
             since, consumed, published, dead_lettered, filtered = map(int, document["page"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return cls(offset, offset)
         return cls(since, offset, consumed, published, dead_lettered, filtered)
 
