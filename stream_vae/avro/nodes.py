@@ -50,6 +50,7 @@ PRIMITIVES = {
 
 _LEAST_BYTES = {Kind.NULL: 0, Kind.FLOAT: 4, Kind.DOUBLE: 8}
 _MAX_FIXED_BYTES = (1 << 31) - 1
+_MAX_PARTS_OF_NOTHING = 256  # nulls and empty records inside each other; real schemas have none
 _SATURATED = 1 << 40  # nested records can multiply least sizes without end; beyond this the number says nothing
 
 
@@ -161,6 +162,7 @@ class _Resolver:
         self.max_depth = max_depth
         self.names: dict[str, Node] = {}
         self.records: list[Node] = []  # in the order in which they were completed: inner ones first
+        self._nothing: dict[int, int] = {}  # parts of the records that take no bytes, by identity
         self._primitives = {
             name: Node(kind, least_bytes=_LEAST_BYTES.get(kind, 1)) for name, kind in PRIMITIVES.items()
         }
@@ -244,8 +246,17 @@ class _Resolver:
         # A record that refers to itself, or to one that is still open, takes at least a byte or never
         # ends, so the 1 that an open record counts for is a true lower bound.
         record.least_bytes = min(sum(part.least_bytes for part in record.fields.values()), _SATURATED)
+        if record.least_bytes == 0:
+            self._count_nothing(record)
         self.records.append(record)
         return record
+
+    def _count_nothing(self, record: Node) -> None:
+        """Refuse a record of no bytes with countless parts: our walk skips it, a reader of our output would not."""
+        parts = 1 + sum(self._nothing.get(id(part), 1) for part in record.fields.values())
+        if parts > _MAX_PARTS_OF_NOTHING:
+            raise schema_error(f"{record.name!r} takes no bytes and has {parts} parts")
+        self._nothing[id(record)] = parts
 
     def _enum(self, schema: Mapping[str, object], namespace: str) -> Node:
         symbols = schema.get("symbols")
