@@ -101,6 +101,12 @@ class Kafka:
         settings = {key.replace("_", "."): str(value) for key, value in config.items()}
         new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
         admin.create_topics([new], operation_timeout=30)[name].result(timeout=30)
+        # The controller has it now; the broker makes the partitions one by one and tells of the topic only then.
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while name not in admin.list_topics(timeout=START_TIMEOUT_S).topics:
+            if time.monotonic() > deadline:
+                raise MissingServiceError(f"Kafka does not make the topic {name}")
+            time.sleep(0.02)
         return name
 
     def fresh_topic(self, partitions: int = 1, *, stem: str = "test", **config: object) -> str:
