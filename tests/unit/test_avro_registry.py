@@ -1,78 +1,16 @@
 """Registries: the documented HTTP interface as a server speaks it, in memory, and a folder."""
 
-import base64
-import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
 
 import pytest
 from stream_vae.avro import FolderRegistry, FrameReader, HttpRegistry, Limits, WriterSchema, open_registry
 from stream_vae.avro.registry import CONTENT_TYPE
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError, RetriableError
 
+from schema_registry import Registry
+
 SCHEMA = '{"type":"record","name":"R","fields":[{"name":"x","type":"int"}]}'
 OTHER = SCHEMA.replace("int", "long")
-
-
-class Registry(ThreadingHTTPServer):
-    """A registry: ids from 1, one a schema; what it is told to answer instead comes first."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.schemas = {}
-        self.asked = []
-        self.credentials = None
-        self.instead = None  # (status, body)
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.serve(None)
-
-    def do_POST(self):
-        self.serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-    def serve(self, body):
-        registry = self.server
-        registry.asked.append((self.command, self.path, body, self.headers["Content-Type"]))
-        wanted = registry.credentials
-        given = self.headers.get("Authorization")
-        if wanted and given != "Basic " + base64.b64encode(wanted.encode()).decode():
-            self.answer(401, {"error_code": 40101, "message": "Unauthorized"})
-        elif registry.instead:
-            self.answer(*registry.instead)
-        else:
-            self.answer(*self.find([unquote(part) for part in self.path.strip("/").split("/")], body))
-
-    def find(self, parts, body):
-        schemas = self.server.schemas
-        if self.command == "POST" and parts[0] == "subjects" and parts[2] == "versions":
-            known = next((key for key, text in schemas.items() if text == body["schema"]), len(schemas) + 1)
-            schemas[known] = body["schema"]
-            return 200, {"id": known}
-        if parts[:2] == ["schemas", "ids"] and int(parts[2]) in schemas:
-            return 200, {"schema": schemas[int(parts[2])]}
-        return 404, {"error_code": 40403, "message": f"Schema {parts[-1]} not found"}
-
-    def answer(self, status, body):
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", CONTENT_TYPE)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
