@@ -37,6 +37,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 """Alerts never travel between actors; Ray wants 75 MiB at least."""
 _CONCURRENT_CALLS = 4
 _CONNECT_TIMEOUT_S = 5.0
+_LONGEST_REASON = 300
 
 
 class WorkerLostError(StreamVaeError):
@@ -92,9 +93,9 @@ class RemoteWorker:
                 self.status = self._ray.get(asked)
                 self.answered_at = monotonic()
             except self._ray.exceptions.ActorUnavailableError as error:
-                log.warning("a worker cannot be reached for now: %s", _first_line(error))
+                log.warning("a worker cannot be reached for now: %s", _gist(error))
             except self._ray.exceptions.RayError as error:
-                raise WorkerLostError(_first_line(error)) from None
+                raise WorkerLostError(_gist(error)) from None
         if self._asked is None:
             self._asked = self._actor.status.remote()
         return self.status
@@ -122,7 +123,7 @@ class RemoteWorker:
             if self._sampled is not None and self._ray.wait([self._sampled], timeout=0)[0]:
                 self._families = self._ray.get(self._sampled)
         except self._ray.exceptions.RayError as error:
-            log.debug("no metrics: %s", _first_line(error))
+            log.debug("no metrics: %s", _gist(error))
         return self._families
 
     def stop(self) -> None:
@@ -134,10 +135,11 @@ class RemoteWorker:
         self._ray.kill(self._actor, no_restart=True)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = next((line for line in lines if line.startswith(("Worker exit detail", "The actor died", "exit_"))), "")
-    return reason or (lines[0] if lines else type(error).__name__)
+def _gist(error: BaseException) -> str:
+    """Take the line that tells the reason out of Ray's many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = next((line for line in lines if "because" in line), lines[0])
+    return line.partition(" Some common causes")[0][:_LONGEST_REASON]
 
 
 class Cluster:
@@ -255,7 +257,7 @@ def _joining(name: str, init: Callable[..., Any], **options: Any) -> None:
         init(**options)
     except Exception as error:  # RuntimeError, ConnectionError, ValueError and Ray's own
         raise ConfigError(
-            f"Ray at {name} cannot be used: {_first_line(error)}.",
+            f"Ray at {name} cannot be used: {_gist(error)}.",
             remedy="Check --ray-address, that every node has the same Ray and Python, and the token (RAY_AUTH_TOKEN).",
         ) from error
 

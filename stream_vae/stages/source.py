@@ -235,7 +235,8 @@ class Source:
 
     def _refused(self, error: KafkaError) -> None:
         self._metrics.commits.labels(self._metrics.survey, "failed").inc()
-        log.warning("commit failed and is tried again: %s", error.str())
+        if self._again_at is None:  # those that were on their way together fail together
+            log.warning("commits fail and are tried again: %s", error.str())
         self._again_at = monotonic() + _COMMIT_AGAIN_S
 
     @staticmethod
