@@ -26,7 +26,7 @@ from stream_vae.tools.send_back import Choice, Memory, Plan, plan_replay, replay
 group = typer.Typer(no_args_is_help=True, help="List, show and replay dead letters.")
 app.add_typer(group, name="dlq")
 
-OneReason = Annotated[Reason | None, typer.Option("--reason", help="Only letters with this reason.")]
+OneReason = Annotated[Reason | None, typer.Option("--reason", metavar="REASON", help="Only letters with this reason.")]
 
 _HEAD_BYTES = 256
 _LINE_BYTES = 16

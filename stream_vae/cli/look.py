@@ -266,7 +266,7 @@ def rows_of(packets: Iterable[Packet], reader: Reader) -> Iterator[Row]:
 @app.command()
 def tail(
     topic: Annotated[
-        str | None, typer.Argument(metavar="[TOPIC]", help="Absent: the output topic, or else the lite topic.")
+        str | None, typer.Argument(metavar="TOPIC", help="Absent: the output topic, or else the lite topic.")
     ] = None,
     settings: SettingsFile = None,
     count: Annotated[int, typer.Option("-n", "--count", min=0, help="How many of the latest.")] = 10,
@@ -296,8 +296,9 @@ def tail(
             _print_rows(list(rows_of(packets, reader)), name, as_json=as_json, head=turn == 0)
 
 
-_COLUMNS = {"alert": 20, "real_score": 15, "novelty": 8, "distance": 8, "quality": 16, "release": 12}
-"""Fixed widths, so that lines which come later stand below those that came before."""
+_WIDTHS = {"alert": 20, "real_score": 13, "novelty": 8, "distance": 8, "quality": 16}
+"""Fixed, so that lines which come later stand below those that came before."""
+_RELEASE_DIGITS = 12
 _OFFSET_DIGITS = 12
 
 
@@ -309,23 +310,28 @@ def _print_rows(rows: Sequence[Row], topic: str, *, as_json: bool, head: bool) -
     if head and not rows:
         console.print(f"No messages in {topic} yet.")
     table = Table(show_header=head, show_edge=False, box=None, pad_edge=False)
-    widths: dict[str, int | None] = {**_COLUMNS, "at": len(topic) + _OFFSET_DIGITS}
-    if console.width < sum(width or 0 for width in widths.values()) + len(widths):
-        widths = dict.fromkeys(widths)  # a narrow terminal: then each table by itself
-    for title, width in {**widths, "read from": None}.items():
+    widths: dict[str, int | None] = {**_WIDTHS, "at": len(topic) + _OFFSET_DIGITS, "release": _RELEASE_DIGITS}
+    if console.width < sum(width or 0 for width in widths.values()) + 2 * len(widths):
+        widths = {**_WIDTHS, "p/offset": None}
+    else:
+        widths["read from"] = None
+    for title, width in widths.items():
         table.add_column(title, width=width, overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row))
+        cells = _cells(row)
+        where = f"{row.packet.partition}/{row.packet.offset}"
+        table.add_row(*(cells if "at" in widths else [*cells[: len(_WIDTHS)], where]))
     if rows:
         console.print(table)
 
 
 def _cells(row: Row) -> list[Text | str]:
-    found = row.enrichment
-    ends = [row.packet.origin, row.origin or DASH]
+    """In the order of the columns."""
+    found, at, origin = row.enrichment, row.packet.origin, row.origin or DASH
     if found is None:
-        return [row.alert_id or DASH, *[DASH] * 3, Text(row.problem or "", style="red"), DASH, *ends]
-    score = f"{number(found.real_score)} ± {number(found.real_score_std)}" if found.real_score is not None else DASH
+        return [row.alert_id or DASH, *[DASH] * 3, Text(row.problem or "", style="red"), at, DASH, origin]
+    score = DASH if found.real_score is None else f"{found.real_score:.3f} ± {found.real_score_std or 0:.3f}"
     quality = Text(", ".join(found.quality_names) or "good", style="" if found.quality == 0 else "yellow")
     short = found.release.rpartition("-")[2]
-    return [str(row.alert_id), score, number(found.novelty), number(found.reference_distance), quality, short, *ends]
+    numbers = (number(found.novelty), number(found.reference_distance))
+    return [str(row.alert_id), score, *numbers, quality, at, short, origin]

@@ -260,23 +260,24 @@ class ModelChecks:
         if not self.sample:
             return [Finding(name, State.SKIPPED, "the input topics are empty")]
         reader = reader_of(self.settings, self.sample[0].topic)
-        says, problem = "", ""
+        says, problems = "", []
         for packet in self.sample:
             try:
                 verdict = inspect(packet, reader, self.release).verdict
             except RejectedAlertError as error:
-                problem = f"{packet.origin} cannot be decoded: {error.reason}: {error}"
+                problems.append(f"{packet.origin} cannot be decoded: {error.reason}: {error}")
                 continue
             assert verdict is not None
             found = verdict.enrichment
             if found.latent_mean is None:
-                problem = f"{packet.origin} cannot be scored: {', '.join(found.quality_names)}"
+                problems.append(f"{packet.origin} cannot be scored: {', '.join(found.quality_names)}")
                 continue
             score = "no score" if found.real_score is None else f"real_score {found.real_score:.3f}"
             says = f"{packet.origin}: {score}"
-        remedy = "Check survey, kafka.framing and [registry]; `stream-vae inspect` shows the message."
-        if problem:
-            return [Finding(name, State.WARNING if says else State.BAD, problem, remedy)]
+        if problems:
+            state = State.WARNING if says else State.BAD
+            remedy = "Check survey, kafka.framing and [registry]; `stream-vae inspect` shows the message."
+            return [Finding(name, state, f"{len(problems)} of the newest {len(self.sample)}: {problems[-1]}", remedy)]
         return [Finding(name, State.GOOD, says)]
 
 

@@ -1,5 +1,7 @@
 """`dlq`: dead letters of a worker are listed, shown and sent back once."""
 
+import time
+
 import pytest
 from confluent_kafka import Consumer
 from stream_vae.errors import ConfigError
@@ -9,7 +11,7 @@ from stream_vae.tools.send_back import REPLAYED_HEADER
 from deployment import answered, command, deploy
 
 TRACE = [("traceparent", b"00-1-2-03")]
-STAMP_MS = 1_700_000_000_123
+STAMP_MS = int(time.time() * 1000) - 3_600_000  # a real Kafka deletes what is older than a week
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_tail_shows_a_table_with_scores(embedded_kafka, real_packets, tmp_path):
 
 def test_tail_says_that_a_message_is_not_enriched_or_no_alert(embedded_kafka, real_packets, tmp_path):
     deployment = deploy(embedded_kafka, tmp_path)
-    deployment.publish([real_packets("ztf")[0].read_bytes(), b"junk"], timestamp=1_700_000_000_000)
+    deployment.publish([real_packets("ztf")[0].read_bytes(), b"junk"])
     result = command("tail", deployment.input, "--settings", deployment.file, "--json")
     problems = [json.loads(line)["problem"] for line in result.stdout.splitlines()]
     assert problems[0] == "not enriched"
