@@ -89,7 +89,7 @@ class EnrichmentWriter:
         flags = {int(value): write_long(int(value)) for value in np.unique(quality)}
         whole = self._whole_rows(codes, scores)
         width = self._row.itemsize
-        complete = np.isfinite(np.column_stack((*scores, *codes))).all(axis=1)
+        complete = np.all(np.isfinite(np.column_stack((*scores, *codes))), axis=1)
         return [
             b"".join(
                 (
