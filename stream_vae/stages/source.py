@@ -177,17 +177,21 @@ class Source:
 
     def _count(self, packets: Sequence[Packet]) -> None:
         survey = self._metrics.survey
-        for where, count in Counter((packet.topic, packet.partition) for packet in packets).items():
-            self._metrics.consumed.labels(survey, *where).inc(count)
         self._metrics.input_bytes.labels(survey).inc(sum(len(packet.value) for packet in packets))
+        new: Counter[Partition] = Counter()
         for packet in packets:
             partition = (packet.topic, packet.partition)
             expected = self._next.get(partition)
-            if expected is not None and packet.offset > expected:
-                gap = packet.offset - expected
-                self._metrics.offset_gaps.labels(survey, *partition).inc(gap)
-            self._first.setdefault(partition, packet.offset)
+            if expected is None:
+                self._first[partition] = packet.offset
+            elif packet.offset < expected:
+                continue  # read again after going back: consumed = published + dead-lettered + filtered must hold
+            elif packet.offset > expected:
+                self._metrics.offset_gaps.labels(survey, *partition).inc(packet.offset - expected)
+            new[partition] += 1
             self._next[partition] = packet.offset + 1
+        for partition, count in new.items():
+            self._metrics.consumed.labels(survey, *partition).inc(count)
 
     def commit(self, pages: Pages, *, wait: bool = False) -> None:
         """Commit the pages of partitions whose messages are settled.
@@ -285,7 +289,6 @@ class Source:
             offset = page.next_offset if page.next_offset >= 0 else self._first.get(partition)
             if offset is None:
                 continue  # nothing was read
-            self._next.pop(partition, None)
             self._at_end.discard(partition)
             try:
                 self._consumer.seek(TopicPartition(*partition, offset))

@@ -92,13 +92,19 @@ def test_going_back_counts_no_gap_in_the_offsets(reader: Reader) -> None:
     reader.settle(reader.read(5)[:4])
     reader.source.rewind()
     reader.read(1)
-    gaps = [
-        sample.value
-        for metric in reader.metrics.registry.collect()
-        for sample in metric.samples
-        if sample.name == "stream_vae_offset_gaps_total"
-    ]
-    assert sum(gaps) == 0
+    assert counted(reader, "offset_gaps") == 0
+
+
+def test_what_is_read_again_after_going_back_is_counted_once(reader: Reader) -> None:
+    reader.settle(reader.read(5)[:2])
+    reader.source.rewind()
+    reader.read(3)
+    assert counted(reader, "alerts_consumed") == 5
+
+
+def counted(reader: Reader, name: str) -> float:
+    samples = (sample for metric in reader.metrics.registry.collect() for sample in metric.samples)
+    return sum(sample.value for sample in samples if sample.name == f"stream_vae_{name}_total")
 
 
 def test_going_back_with_nothing_read_does_nothing(reader: Reader) -> None:
