@@ -33,8 +33,10 @@ ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
 REFERENCE = "reference.npz"
 REQUIRED = (ENCODER, REFERENCE)
-_ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,100}$")
-_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""A release's name begins its id, which is the name of its folder."""
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 class Preprocessing(BaseModel):
@@ -69,7 +71,7 @@ class ReleaseCard(BaseModel):
 
     format: Literal[1] = 1
     id: str = ""
-    name: str
+    name: str = Field(pattern=_NAME)
     created_at: datetime
     latent_space: str
     """Vectors of two releases may be compared if and only if this is equal."""
@@ -86,7 +88,7 @@ class ReleaseCard(BaseModel):
     @classmethod
     def _stay_inside(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if not _FILE.match(name):
+            if not _FILE.fullmatch(name):
                 raise ValueError(f"{name!r} is no path inside a release")
         return value
 
@@ -276,7 +278,7 @@ class ReleaseStore:
         except OSError as error:
             raise RetriableError(f"The release store {self.url} cannot be read: {error}.") from error
         names = (PurePosixPath(str(entry).rstrip("/")).name for entry in entries)
-        return sorted(name for name in names if _ID.match(name))
+        return sorted(name for name in names if _ID.fullmatch(name))
 
     def current(self) -> str | None:
         """Return the id of the release that is served.
@@ -290,12 +292,16 @@ class ReleaseStore:
         ------
         ConfigError
             If the pointer is damaged.
+        RetriableError
+            If the store cannot be reached.
         """
         try:
             pointer = json.loads(self._fs.cat_file(str(self._root / "current.json")))
             return str(pointer["release"])
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise RetriableError(f"The release store {self.url} cannot be read: {error}.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"current.json of the release store {self.url} is damaged: {error}.",
@@ -390,7 +396,7 @@ class ReleaseStore:
             If the store cannot be reached.
         """
         source = self._root / "releases" / release_id
-        if not _ID.match(release_id) or not self._fs.exists(str(source)):
+        if not _ID.fullmatch(release_id) or not self._fs.exists(str(source)):
             raise ConfigError(f"Release {release_id!r} is not in the store {self.url}.")
         if self._local:
             return Path(str(source))
@@ -420,6 +426,8 @@ class ReleaseStore:
 
         Raises
         ------
+        ConfigError
+            If a file's name may not be in a release.
         RetriableError
             If the store cannot be written.
         """
@@ -428,20 +436,20 @@ class ReleaseStore:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.relative_to(folder).as_posix() != CARD
         }
-        card = ReleaseCard.model_validate(card.model_dump() | {"files": files}).named()
+        card = _checked(card.model_dump() | {"files": files}).named()
         target = self._root / "releases" / card.id
         try:
             for name in files:
                 self._fs.makedirs(str((target / name).parent), exist_ok=True)
                 self._fs.put_file(str(folder / name), str(target / name))
             self._write(target / CARD, card.model_dump_json(indent=2).encode())
+            self.record("created", card.id)
         except OSError as error:
             if self._local:
                 shutil.rmtree(str(target), ignore_errors=True)
             raise RetriableError(
                 f"Release {card.id} cannot be written to {self.url}: {error}.", remedy="Nothing of it was kept."
             ) from error
-        self.record("created", card.id)
         return card
 
     def promote(self, release_id: str, *, reason: str = "by hand") -> str:
@@ -463,12 +471,23 @@ class ReleaseStore:
         ------
         ConfigError
             If it is not there or damaged.
+        RetriableError
+            If the store cannot be reached.
         """
         name = self.load(release_id).id
-        previous = self.current()
+        try:
+            previous = self.current()
+        except ConfigError:
+            previous = None  # the pointer is damaged, and this mends it
+        return self._serve("promoted", name, previous, reason)
+
+    def _serve(self, event: str, name: str, previous: str | None, reason: str) -> str:
         pointer = {"release": name, "previous": previous, "promoted_at": _now().isoformat(), "reason": reason}
-        self._write(self._root / "current.json", json.dumps(pointer, indent=2).encode())
-        self.record("promoted", name, reason=reason, previous=previous)
+        try:
+            self._write(self._root / "current.json", json.dumps(pointer, indent=2).encode())
+            self.record(event, name, reason=reason, previous=previous)
+        except OSError as error:
+            raise RetriableError(f"The release store {self.url} cannot be written: {error}.") from error
         return name
 
     def rollback(self, *, reason: str = "by hand") -> str:
@@ -495,15 +514,11 @@ class ReleaseStore:
         for event in promotions:
             if event["event"] == "rolled_back" and served:
                 served.pop()
-            else:
+            elif served[-1:] != [event["release"]]:  # promoting what is served changes nothing
                 served.append(event["release"])
         if len(served) < 2:
             raise ConfigError(f"The release store {self.url} has nothing to roll back to.")
-        name = self.load(served[-2]).id
-        pointer = {"release": name, "previous": served[-1], "promoted_at": _now().isoformat(), "reason": reason}
-        self._write(self._root / "current.json", json.dumps(pointer, indent=2).encode())
-        self.record("rolled_back", name, reason=reason, previous=served[-1])
-        return name
+        return self._serve("rolled_back", self.load(served[-2]).id, served[-1], reason)
 
     def record(self, event: str, release_id: str, **details: Any) -> None:
         """Add an event to the store's history.
@@ -529,12 +544,27 @@ class ReleaseStore:
         -------
         list of dict
             Oldest first.
+
+        Raises
+        ------
+        ConfigError
+            If an entry is damaged.
+        RetriableError
+            If the store cannot be reached.
         """
         try:
+            self._fs.invalidate_cache()
             names = sorted(str(name) for name in self._fs.ls(str(self._root / "history"), detail=False))
+            return [json.loads(self._fs.cat_file(name)) for name in names if name.endswith(".json")]
         except FileNotFoundError:
             return []
-        return [json.loads(self._fs.cat_file(name)) for name in names if name.endswith(".json")]
+        except OSError as error:
+            raise RetriableError(f"The release store {self.url} cannot be read: {error}.") from error
+        except ValueError as error:
+            raise ConfigError(
+                f"The history of the release store {self.url} is damaged: {error}.",
+                remedy=f"Remove the damaged file from {self._root / 'history'}.",
+            ) from error
 
     def _write(self, path: PurePosixPath, content: bytes) -> None:
         """Write a small file so that readers see the old content or the new, never a part."""
@@ -587,26 +617,36 @@ def write_release(
     Raises
     ------
     ConfigError
-        If a required file is missing.
+        If a required file is missing, or a name is not fit for a folder.
     RetriableError
         If the store cannot be written.
     """
     for required in REQUIRED:
         if not (folder / required).is_file():
             raise ConfigError(f"{folder} has no {required}: it is no release.")
-    card = ReleaseCard(
-        name=name,
-        created_at=_now(),
-        latent_space=latent_space or f"space-{sha256(folder / ENCODER)[:12]}",
-        latent_size=latent_size,
-        recipe=dict(recipe),
-        data=dict(data),
-        metrics=dict(metrics),
-        preprocessing=preprocessing,
-        stream_vae_version=__version__,
-        files={},
+    card = _checked(
+        {
+            "name": name,
+            "created_at": _now(),
+            "latent_space": latent_space or f"space-{sha256(folder / ENCODER)[:12]}",
+            "latent_size": latent_size,
+            "recipe": dict(recipe),
+            "data": dict(data),
+            "metrics": dict(metrics),
+            "preprocessing": preprocessing,
+            "stream_vae_version": __version__,
+            "files": {},
+        }
     )
     return store.publish(folder, card)
+
+
+def _checked(values: Mapping[str, Any]) -> ReleaseCard:
+    try:
+        return ReleaseCard.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"This cannot be a release: {found}.") from None
 
 
 def _now() -> datetime:
