@@ -15,8 +15,9 @@ import json
 import re
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -120,6 +121,8 @@ class Release:
 
     card: ReleaseCard
     folder: Path
+    store: "ReleaseStore | None" = field(default=None, repr=False, compare=False)
+    """Kept alive: a copy of a remote release goes with its store."""
 
     @property
     def id(self) -> str:
@@ -216,7 +219,7 @@ class ReleaseStore:
             ) from error
         self._root = PurePosixPath(root)
         self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
-        self._copies: tempfile.TemporaryDirectory[str] | None = None
+        self._copies: Path | None = None
 
     def ids(self) -> list[str]:
         """List the releases.
@@ -357,7 +360,7 @@ class ReleaseStore:
         Returns
         -------
         Release
-            Verified, in a local folder that lasts as long as this store object.
+            Verified, in a local folder that lasts as long as it and this store object do.
 
         Raises
         ------
@@ -373,7 +376,7 @@ class ReleaseStore:
                 f"Release {name} of {self.url} is damaged: " + "; ".join(found) + ".",
                 remedy="Train or copy it again; `stream-vae releases verify` checks every release.",
             )
-        return Release(ReleaseCard.model_validate_json((folder / CARD).read_bytes()), folder)
+        return Release(ReleaseCard.model_validate_json((folder / CARD).read_bytes()), folder, self)
 
     def fetch(self, release_id: str) -> Path:
         """Return a local folder with a release's files, unverified.
@@ -401,8 +404,9 @@ class ReleaseStore:
         if self._local:
             return Path(str(source))
         if self._copies is None:
-            self._copies = tempfile.TemporaryDirectory(prefix="stream-vae-releases-")
-        target = Path(self._copies.name) / release_id
+            self._copies = Path(tempfile.mkdtemp(prefix="stream-vae-releases-"))
+            weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
+        target = self._copies / release_id
         try:
             self._fs.get(f"{source}/", f"{target}/", recursive=True)
         except OSError as error:
