@@ -4,7 +4,7 @@ from stream_vae.alert import Outcome, Outgoing, Rejected
 
 PREFIX = "stream_vae."
 REASON, STAGE, ERROR, ALERT_ID = (f"{PREFIX}{name}" for name in ("reason", "stage", "error", "alert_id"))
-TOPIC, PARTITION, OFFSET = (f"{PREFIX}{name}" for name in ("topic", "partition", "offset"))
+TOPIC, PARTITION, OFFSET, TIMESTAMP = (f"{PREFIX}{name}" for name in ("topic", "partition", "offset", "timestamp_ms"))
 _LONGEST_ERROR = 1000
 
 
@@ -32,6 +32,8 @@ def dead_letter(rejected: Rejected, topic: str) -> Outcome:
         PARTITION: str(packet.partition),
         OFFSET: str(packet.offset),
     }
+    if packet.timestamp_ms is not None:
+        about[TIMESTAMP] = str(packet.timestamp_ms)
     if rejected.alert_id is not None:
         about[ALERT_ID] = rejected.alert_id
     headers = [
@@ -39,5 +41,6 @@ def dead_letter(rejected: Rejected, topic: str) -> Outcome:
         (f"{PREFIX}source", packet.origin.encode()),
         *((name, value.encode("utf-8", "replace")) for name, value in about.items()),
     ]
-    message = Outgoing(topic, packet.value, packet.key, headers, packet.timestamp_ms)
+    # The letter is as old as its refusal: with the alert's own time, retention would delete an old night's at once.
+    message = Outgoing(topic, packet.value, packet.key, headers, None)
     return Outcome(packet, (message,), "dead_lettered")

@@ -128,7 +128,7 @@ def list_letters(
 
 
 def _newest(letters: list[Letter], count: int) -> list[Letter]:
-    # Kafka's timestamp is the original message's; within a partition the offset tells which was refused later.
+    # Kafka's timestamp is that of the refusal; within a partition the offset tells which was refused later.
     ordered = sorted(letters, key=lambda letter: (letter.packet.timestamp_ms or 0, letter.packet.offset))
     return ordered[len(ordered) - min(count, len(ordered)) :]
 

@@ -321,8 +321,9 @@ class _Sender:
         }
         if origin and topic == origin.topic and origin.partition < self._partitions[topic]:
             arguments["partition"] = origin.partition  # whatever partitioner chose it: order by object stays
-        if packet.timestamp_ms is not None:
-            arguments["timestamp"] = packet.timestamp_ms
+        sent_ms = dict(packet.headers).get(dead_letter.TIMESTAMP)
+        if sent_ms is not None and sent_ms.isdigit():
+            arguments["timestamp"] = int(sent_ms)
         self._produce(topic, packet.value, arguments)
         self._letters_waiting += 1
         self.bytes_waiting += len(packet.value)

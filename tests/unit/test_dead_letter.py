@@ -10,13 +10,13 @@ from stage_parts import packet
 HEADERS = [("traceparent", b"00-1"), ("nothing", None)]
 
 
-def test_the_value_key_time_and_foreign_headers_are_kept() -> None:
+def test_value_key_and_foreign_headers_are_kept_and_the_time_is_told_in_a_header() -> None:
     original = packet(b"\x00junk", 9, partition=3, key=b"key", timestamp_ms=5, headers=HEADERS)
     outcome = dead_letter(Rejected(original, Reason.FRAMING, "decode", "why", "alert-1"), "dead")
     (message,) = outcome.messages
     assert outcome.fate == "dead_lettered"
     assert outcome.packet is original
-    assert (message.topic, message.value, message.key, message.timestamp_ms) == ("dead", b"\x00junk", b"key", 5)
+    assert (message.topic, message.value, message.key, message.timestamp_ms) == ("dead", b"\x00junk", b"key", None)
     assert message.headers[:2] == HEADERS
     assert dict(message.headers[2:]) == {
         "stream_vae.source": b"in/3/9",
@@ -26,6 +26,7 @@ def test_the_value_key_time_and_foreign_headers_are_kept() -> None:
         "stream_vae.topic": b"in",
         "stream_vae.partition": b"3",
         "stream_vae.offset": b"9",
+        "stream_vae.timestamp_ms": b"5",
         "stream_vae.alert_id": b"alert-1",
     }
 
