@@ -37,9 +37,6 @@ port = 9464
 # [reservoir]                           # a sample of stamps, for `stream-vae retrain`
 # url = "redis://localhost:6379/0"
 
-# [reservoir]                           # a sample of the scored stamps, for retraining
-# url = "redis://localhost:6379/0"
-
 # [registry]                            # for Confluent-framed topics such as LSST's
 # url = "http://localhost:8081"         # or a folder of <id>.avsc files
 """

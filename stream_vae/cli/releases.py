@@ -13,7 +13,7 @@ from stream_vae.model.release import ReleaseCard, ReleaseStore, problems
 group = typer.Typer(no_args_is_help=True, help="List, show, verify, promote and roll back releases.")
 app.add_typer(group, name="releases")
 
-ReleaseId = Annotated[str | None, typer.Argument(metavar="[ID]", help="An id or an unambiguous end of one.")]
+ReleaseId = Annotated[str | None, typer.Argument(metavar="ID", help="An id or an unambiguous end of one.")]
 
 
 @group.command("list")
