@@ -7,7 +7,7 @@ alert's id. A `Metrics` owns its registry, so that two pipelines in one process 
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -193,7 +193,10 @@ class Metrics:
             for partition, numbers in details.get("partitions", {}).items():
                 queued += numbers.get("fetchq_size", 0)
                 lag = numbers.get("consumer_lag", -1)
-                if lag >= 0 and numbers.get("fetch_state") == "active":
+                if numbers.get("fetch_state") != "active":
+                    with suppress(KeyError):  # another worker's now: it would be counted twice
+                        self.lag.remove(self.survey, topic, partition)
+                elif lag >= 0:
                     self.lag.labels(self.survey, topic, partition).set(lag)
         self.consumer_queue_bytes.labels(self.survey).set(queued)
 
