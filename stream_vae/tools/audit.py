@@ -79,13 +79,17 @@ def audit_of(settings: KafkaSettings, *, deep: bool = False, watch: Watch | None
     if missing := [topic for topic in settings.input_topics if topic not in counts]:
         raise ConfigError(f"There is no topic {', '.join(missing)}.", remedy="Check kafka.input_topics.")
     wanted = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
-    consumer = kafka.plain_consumer(settings, group_id=settings.group_id)
+    # Asked as one who reads committed, the broker would not tell before a transaction that a dead worker left open
+    # has timed out; asked like this, it tells what was committed before.
+    books = kafka.plain_consumer(settings, group_id=settings.group_id, isolation_level="read_uncommitted")
+    ends = kafka.plain_consumer(settings, group_id=settings.group_id)
     try:
-        lines = [_line(consumer, entry) for entry in consumer.committed(wanted, timeout=30)]
+        lines = [_line(ends, entry) for entry in books.committed(wanted, timeout=30)]
     except KafkaException as error:
         raise RetriableError(f"The committed offsets cannot be read: {error.args[0].str()}.") from error
     finally:
-        consumer.close()
+        books.close()
+        ends.close()
     if not deep:
         return lines
     seen = _sources(settings, watch)
