@@ -167,6 +167,10 @@ class Worker:
                     log.info("caught up, and nothing came for %g s", exit_when_idle_s)
                     break
             self._drain()
+        except BaseException:
+            # Leaving the group must not settle a batch that may be why we stop; it will be read again.
+            self._sink.abandon()
+            raise
         finally:
             self._set_ready(ready=False, reason="stopped")
             self.close()
