@@ -309,7 +309,9 @@ class Source:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels(self._metrics.survey, "assigned").inc()
         try:
-            committed = consumer.committed(partitions, timeout=30)
+            # The broker tells only when no transaction is open on them: one that a dead worker left ends by its
+            # time-out, 30 s, which brokers look for every 10 s.
+            committed = consumer.committed(partitions, timeout=60)
         except KafkaException as error:
             raise FatalError(f"The committed offsets cannot be read: {error.args[0].str()}.") from error
         for entry in committed:
