@@ -11,6 +11,7 @@ from rich.text import Text
 from stream_vae.cli import EXIT_NO, app, console, notes
 from stream_vae.cli.options import AsJson, SettingsFile, answer, load
 from stream_vae.errors import ConfigError
+from stream_vae.tools import checks_reservoir
 from stream_vae.tools.checks_kafka import KafkaChecks
 from stream_vae.tools.checks_model import ModelChecks
 from stream_vae.tools.checkup import Finding, State, examine
@@ -47,12 +48,13 @@ def diagnose(file: Path | None, watch: Callable[[str], None] = lambda _name: Non
         return
     yield Finding("settings", State.GOOD, str(file) if file else "from the environment")
     model = ModelChecks(settings)
-    yield from examine([*model.first(), *KafkaChecks(settings).checks(), *model.last()], watch)
+    checks = [*model.first(), *checks_reservoir.checks(settings), *KafkaChecks(settings).checks(), *model.last()]
+    yield from examine(checks, watch)
 
 
 @app.command()
 def doctor(settings: SettingsFile = None, as_json: AsJson = False) -> None:
-    """Check settings, release, brokers, topics, registry and this machine; exit 1 if a worker could not work.
+    """Check settings, release, brokers, topics, registry, Redis and this machine; exit 1 if a worker could not work.
 
     Examples:
 

@@ -55,6 +55,7 @@ class ModelChecks:
             Check("survey", self.check_survey),
             Check("release", self.check_release, 120),  # a remote store sends megabytes
             Check("encoder", self.check_encoder, 60, needs=("release",)),
+            Check("gpu", self.check_gpu),
             Check("cutouts", self.check_cutouts, needs=("release", "survey")),
             Check("registry", self.check_registry, 30),
             Check("metrics port", self.check_port),
@@ -142,6 +143,18 @@ class ModelChecks:
         extra = f"; {others[0]} is there and not used" if others else ""
         says = f"{each_us:.0f} us a stamp on the CPU, ONNX Runtime {onnxruntime.__version__}{extra}"
         return [Finding("encoder", State.GOOD, says)]
+
+    def check_gpu(self) -> list[Finding]:
+        """Ask whether ONNX Runtime could use a GPU.
+
+        Returns
+        -------
+        list of Finding
+            One; never bad, as the encoder runs on the CPU.
+        """
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            return [Finding("gpu", State.GOOD, "ONNX Runtime has its CUDA provider; this version encodes on the CPU")]
+        return [Finding("gpu", State.SKIPPED, "ONNX Runtime has no CUDA provider; the encoder runs on the CPU")]
 
     def check_cutouts(self) -> list[Finding]:
         """Ask whether the survey has what the release needs.
