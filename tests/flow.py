@@ -215,27 +215,41 @@ def decode_file(packet: bytes, reader: Any = None) -> dict[str, Any]:
     return record
 
 
-def without_time(packet: bytes, scored_at_us: int) -> bytes:
-    """Blank `scored_at`, the one thing that may differ when an alert is scored again."""
-    encoded = encode("long", scored_at_us)
-    assert packet.count(encoded) == 1
-    return packet.replace(encoded, b"scored_at")
-
-
 def blanked(record: Record) -> bytes:
-    """Give an enriched Avro file without its time of scoring."""
+    """Give an enriched Avro file without its time of scoring, the one thing that differs when it is scored again."""
     scored_at = decode_file(record.value or b"")["stream_vae"]["scored_at"]
-    return without_time(record.value or b"", round(scored_at.timestamp() * 1_000_000))
+    encoded = encode("long", round(scored_at.timestamp() * 1_000_000))
+    assert record.value is not None
+    assert record.value.count(encoded) == 1
+    return record.value.replace(encoded, b"scored_at")
+
+
+def check_same(records: Iterable[Record]) -> int:
+    """Check that all deliveries of one alert are alike but for the time of scoring; give how many came again."""
+    first: dict[Origin, tuple[bytes, bytes | None]] = {}
+    again = 0
+    for record in records:
+        delivery = (blanked(record), record.key)
+        again += record.origin in first
+        assert first.setdefault(record.origin, delivery) == delivery
+    return again
 
 
 class Process:
-    """A `stream-vae` command in a process of its own; its output goes to a file."""
+    """A `stream-vae` command in a process of its own; its output goes to a file.
 
-    def __init__(self, log: Path, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
+    With `before`, Python code that is run first: to make it die at a chosen place.
+    """
+
+    def __init__(
+        self, log: Path, *arguments: object, before: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.log = log
         self._output = log.open("ab")
-        command = [STREAM_VAE, *map(str, arguments)]
-        self._process = self._start(command, environment or {})
+        program = (
+            [sys.executable, "-c", f"{before}\nfrom stream_vae.cli import main\nmain()"] if before else [STREAM_VAE]
+        )
+        self._process = self._start([*program, *map(str, arguments)], environment or {})
 
     def _start(self, command: list, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         # Settings come from the test alone.
@@ -279,9 +293,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(log: Path, *arguments: object, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
+def running(
+    log: Path, *arguments: object, before: str = "", environment: Mapping[str, str] | None = None
+) -> Iterator[Process]:
     """Run a `stream-vae` command for as long as the block lasts, at most."""
-    process = Process(log, *arguments, environment=environment)
+    process = Process(log, *arguments, before=before, environment=environment)
     try:
         yield process
     finally:
