@@ -7,8 +7,8 @@ from typing import Any
 from stream_vae import surveys
 from stream_vae.avro.framing import FrameReader, Framing
 from stream_vae.avro.limits import Limits
-from stream_vae.avro.registry import FolderRegistry, HttpRegistry, SchemaSource
-from stream_vae.errors import ConfigError
+from stream_vae.avro.registry import SchemaSource, open_registry
+from stream_vae.errors import ConfigError, RejectedAlertError
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release, ReleaseStore
 from stream_vae.pipeline import Stages
@@ -80,12 +80,10 @@ def registry_of(settings: RegistrySettings) -> SchemaSource | None:
     """
     if settings.url is None:
         return None
-    if not settings.url.startswith(("http://", "https://", "mock://")):
-        return FolderRegistry(settings.url)
     if settings.username is None:
-        return HttpRegistry(settings.url)
+        return open_registry(settings.url)
     password = settings.password.get_secret_value() if settings.password else ""
-    return HttpRegistry(settings.url, (settings.username, password))
+    return open_registry(settings.url, (settings.username, password))
 
 
 def _schemaless(settings: KafkaSettings) -> Mapping[str, Any] | None:
@@ -120,7 +118,11 @@ def decoder_of(settings: Settings, registry: SchemaSource | None) -> Decoder:
     """
     limits = limits_of(settings)
     framing: Framing | None = settings.kafka.framing
-    frames = FrameReader(framing=framing, schemas=registry, schema=_schemaless(settings.kafka), limits=limits)
+    schema = _schemaless(settings.kafka)
+    try:
+        frames = FrameReader(framing=framing, schemas=registry, schema=schema, limits=limits)
+    except RejectedAlertError as error:
+        raise ConfigError(f"kafka.schema_file = {settings.kafka.schema_file} is no record schema: {error}.") from error
     return Decoder(frames, profile_of(settings), limits)
 
 
