@@ -10,7 +10,8 @@ from stream_vae.avro.limits import Limits
 from stream_vae.avro.registry import SchemaSource, open_registry
 from stream_vae.errors import ConfigError, RejectedAlertError
 from stream_vae.metrics import Metrics
-from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.model.release import Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.pipeline import Stages
 from stream_vae.reservoir import Reservoir, address, connect
 from stream_vae.runtime.offering import TIMEOUT_S, Offering

@@ -10,9 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from numpydoc.validate import validate
-
 import stream_vae
+from numpydoc.validate import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import Producer
 from stream_vae import settings
 from stream_vae.metrics import Metrics
-from stream_vae.model.release import ReleaseStore
+from stream_vae.model.store import ReleaseStore
 from stream_vae.runtime.worker import Worker
 from stream_vae.settings import Settings
 from typer.testing import CliRunner, Result

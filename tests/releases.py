@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from stream_vae.model.release import Preprocessing, ReleaseCard, ReleaseStore, write_release
+from stream_vae.model.release import Preprocessing, ReleaseCard
+from stream_vae.model.store import ReleaseStore, write_release
 
 LATENTS = 21
 

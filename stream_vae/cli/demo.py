@@ -12,7 +12,8 @@ from rich.table import Table
 
 from stream_vae.cli import EXIT_NO, app, console, notes
 from stream_vae.cli.options import AsJson, answer
-from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.model.release import Release
+from stream_vae.model.store import ReleaseStore
 
 if TYPE_CHECKING:
     from stream_vae.tools.demo import Story

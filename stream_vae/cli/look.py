@@ -16,7 +16,8 @@ from stream_vae.cli import EXIT_NO, app, console, notes
 from stream_vae.cli.alert_view import DASH, number, show, title_of
 from stream_vae.cli.options import AsJson, SettingsFile, answer, load
 from stream_vae.errors import ConfigError, RejectedAlertError
-from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.model.release import Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.settings import LimitSettings, Settings
 from stream_vae.stages.enrich import SOURCE_HEADER
 from stream_vae.surveys import Profile

@@ -8,7 +8,8 @@ from rich.table import Column, Table
 
 from stream_vae.cli import EXIT_NO, app, console
 from stream_vae.cli.options import AsJson, Store, answer
-from stream_vae.model.release import ReleaseCard, ReleaseStore, problems
+from stream_vae.model.release import ReleaseCard, problems
+from stream_vae.model.store import ReleaseStore
 
 group = typer.Typer(no_args_is_help=True, help="List, show, verify, promote and roll back releases.")
 app.add_typer(group, name="releases")

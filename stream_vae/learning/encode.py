@@ -13,7 +13,8 @@ from stream_vae.errors import ConfigError
 from stream_vae.learning.data import open_source
 from stream_vae.learning.progress import reporter
 from stream_vae.learning.stamps import StampSource
-from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.model.release import Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.stages.encode import Encoder
 from stream_vae.stages.score import Scorer
 from stream_vae.stages.stamp import Stamps

@@ -14,7 +14,8 @@ from stream_vae.learning.report import write_report
 from stream_vae.learning.stamps import StampSet, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, study_of
 from stream_vae.model.reconstruct import Reconstructor
-from stream_vae.model.release import REFERENCE, Release, ReleaseStore
+from stream_vae.model.release import REFERENCE, Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.stages.encode import Encoder
 from stream_vae.stages.score import Scorer
 

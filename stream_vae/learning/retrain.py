@@ -24,7 +24,8 @@ from stream_vae.learning.measures import active_units
 from stream_vae.learning.recipe import Recipe, build_recipe, load_recipe
 from stream_vae.learning.stamps import CHUNK, UNKNOWN, Chunk, StampSource
 from stream_vae.model.reconstruct import DECODER
-from stream_vae.model.release import Release, ReleaseCard, ReleaseStore
+from stream_vae.model.release import Release, ReleaseCard
+from stream_vae.model.store import ReleaseStore
 from stream_vae.reservoir import LAYOUT, Reservoir, Sample
 from stream_vae.sampling import HELD_OUT_SHARE, held_out
 from stream_vae.settings import Settings

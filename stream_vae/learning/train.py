@@ -22,7 +22,8 @@ from stream_vae.learning.report import write_report
 from stream_vae.learning.split import Split, split_by_group
 from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, StampSource, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, measure_scores, study_of
-from stream_vae.model.release import REFERENCE, ReleaseCard, ReleaseStore, write_release
+from stream_vae.model.release import REFERENCE, ReleaseCard
+from stream_vae.model.store import ReleaseStore, write_release
 
 log = logging.getLogger(__name__)
 

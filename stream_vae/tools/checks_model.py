@@ -17,7 +17,8 @@ from stream_vae.avro.framing import Framing
 from stream_vae.avro.registry import FolderRegistry
 from stream_vae.avro.schema import WriterSchema
 from stream_vae.errors import ConfigError, RejectedAlertError
-from stream_vae.model.release import SCORER, Release, ReleaseStore
+from stream_vae.model.release import SCORER, Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.settings import Settings
 from stream_vae.stages.encode import Encoder
 from stream_vae.surveys import Profile

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from stream_vae.model.release import Preprocessing, ReleaseStore, write_release
+from stream_vae.model.release import Preprocessing
+from stream_vae.model.store import ReleaseStore, write_release
 
 LATENTS = 21
 SIZE = 21

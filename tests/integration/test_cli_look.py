@@ -5,7 +5,7 @@ import json
 
 import pytest
 from stream_vae.errors import ConfigError
-from stream_vae.model.release import ReleaseStore
+from stream_vae.model.store import ReleaseStore
 from stream_vae.tools import topics
 
 from deployment import answered, command, deploy

@@ -20,7 +20,7 @@ import fastavro
 import numpy as np
 import pytest
 from stream_vae.avro.schema import mend
-from stream_vae.model.release import ReleaseStore
+from stream_vae.model.store import ReleaseStore
 from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.settings import Settings
 

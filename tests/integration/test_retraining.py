@@ -12,7 +12,8 @@ from stream_vae import assembly
 from stream_vae.cli import releases, reservoir, retrain  # noqa: F401 - their import makes the commands
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.retrain import retrain_now
-from stream_vae.model.release import Preprocessing, ReleaseStore, write_release
+from stream_vae.model.release import Preprocessing
+from stream_vae.model.store import ReleaseStore, write_release
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.audit import audit_of
 

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from stream_vae.errors import ConfigError
-from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.model.release import Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.quality import Quality
 from stream_vae.stages.encode import Encoder, open_session
 from stream_vae.stages.stamp import Stamps

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
 from stream_vae.learning.compare import NEIGHBOURS, align, compare, nearest, recall, residual
-from stream_vae.model.release import ReleaseStore
+from stream_vae.model.store import ReleaseStore
 
 from releases import make_release
 

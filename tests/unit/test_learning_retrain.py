@@ -11,7 +11,8 @@ from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import ConfigError
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.retrain import LEAST_HELD_OUT, Figures, judge, retrain_now
-from stream_vae.model.release import Preprocessing, ReleaseStore
+from stream_vae.model.release import Preprocessing
+from stream_vae.model.store import ReleaseStore
 from stream_vae.sampling import pack, ranks
 from stream_vae.settings import KafkaSettings, ReleaseSettings, ReservoirSettings, Settings
 

@@ -18,7 +18,7 @@ from stream_vae.learning.fit import encode, new_model
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.reference import pca_squared_error, principal_components, whiten
 from stream_vae.learning.train import train
-from stream_vae.model.release import ReleaseStore
+from stream_vae.model.store import ReleaseStore
 from stream_vae.sky import simulate_stamps
 from stream_vae.stages.encode import Encoder, open_session
 from stream_vae.stages.score import Scorer

@@ -16,7 +16,8 @@ from stream_vae.alert import Outcome
 from stream_vae.avro import FolderRegistry, FrameReader, HttpRegistry
 from stream_vae.errors import ConfigError, Reason, RetriableError
 from stream_vae.metrics import Metrics
-from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.model.release import Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.pipeline import Stages, enriched
 from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.settings import RegistrySettings

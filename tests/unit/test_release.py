@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from stream_vae.errors import ConfigError, RetriableError
-from stream_vae.model.release import (
-    CARD,
-    Preprocessing,
-    ReleaseCard,
-    ReleaseStore,
-    problems,
-    sha256,
-    write_release,
-)
+from stream_vae.model.release import CARD, Preprocessing, ReleaseCard, problems, sha256
+from stream_vae.model.store import ReleaseStore, write_release
 
 from releases import make_release
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_vae.alert import Codes
 from stream_vae.errors import ConfigError
-from stream_vae.model.release import Release, ReleaseStore
+from stream_vae.model.release import Release
+from stream_vae.model.store import ReleaseStore
 from stream_vae.quality import Quality
 from stream_vae.stages.score import NEIGHBOURS, Scorer, _mahalanobis, _nearest
 

@@ -12,7 +12,8 @@ from stream_vae.avro.framing import FrameReader
 from stream_vae.cli.dlq import hex_lines
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError
 from stream_vae.model.reconstruct import Reconstructor
-from stream_vae.model.release import Preprocessing, ReleaseStore, write_release
+from stream_vae.model.release import Preprocessing
+from stream_vae.model.store import ReleaseStore, write_release
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.inspection import inspect
 from stream_vae.tools.messages import Reader, guess_profile
