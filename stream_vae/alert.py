@@ -10,7 +10,7 @@ from stream_vae.errors import Reason
 
 if TYPE_CHECKING:
     from stream_vae.avro.framing import Frame
-    from stream_vae.stages.decode import Layout
+    from stream_vae.layout import Layout
 
 Headers = Sequence[tuple[str, bytes | None]]
 Fate = Literal["published", "dead_lettered", "filtered"]

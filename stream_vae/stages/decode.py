@@ -6,147 +6,17 @@ stage that needs them. A packet that cannot be walked to its last byte is reject
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
 from stream_vae.alert import Alert, Packet, Rejected
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import Limits
-from stream_vae.avro.nodes import Kind, Node, resolve
-from stream_vae.avro.program import find
 from stream_vae.avro.schema import WriterSchema
-from stream_vae.avro.walker import FieldPlan
 from stream_vae.errors import Reason, RejectedAlertError
-from stream_vae.surveys import CUTOUTS, Fields, Profile
+from stream_vae.layout import Layout
+from stream_vae.surveys import Profile
 
 STAGE = "decode"
-_SHAPE = ("height", "width")
-_INTEGER = frozenset((Kind.INT, Kind.LONG))
-_NUMBER = _INTEGER | {Kind.FLOAT, Kind.DOUBLE}
-_TEXT = _INTEGER | {Kind.STRING, Kind.ENUM}
-_KINDS = {
-    "alert_id": _INTEGER | {Kind.STRING},
-    "object_id": _TEXT,
-    "band": _TEXT,
-    **dict.fromkeys(_SHAPE, _INTEGER),
-}
-"""What may stand behind a name, null apart; a number where nothing is said. A field of another type is no field."""
-
-
-class Layout:
-    """Where one writer schema keeps what a profile names.
-
-    Parameters
-    ----------
-    writer : WriterSchema
-        The schema that the packets were written with.
-    profile : Profile
-        The survey's paths.
-    limits : Limits
-        Bounds on what one record may cost.
-
-    Raises
-    ------
-    RejectedAlertError
-        If the schema has no field for the alert's id.
-    """
-
-    __slots__ = ("_index", "plan", "time_format")
-
-    def __init__(self, writer: WriterSchema, profile: Profile, limits: Limits) -> None:
-        root = resolve(writer.parsed, max_depth=limits.max_depth)
-        present = {
-            name: path
-            for name, alternatives in _wanted(profile).items()
-            if (path := next((path for path in alternatives if _fits(find(root, path), name)), None)) is not None
-        }
-        if "alert_id" not in present:
-            raise RejectedAlertError(
-                f"the writer schema has no integer or string {' or '.join(profile.fields.alert_id)}",
-                reason=Reason.SCHEMA,
-            )
-        paths = list(dict.fromkeys(present.values()))  # two names may share a path: an object's id that is the alert's
-        self._index = {name: paths.index(path) for name, path in present.items()}
-        self.plan = FieldPlan(writer.parsed, paths, limits)
-        self.time_format = profile.time_format
-
-    def has(self, name: str) -> bool:
-        """Tell whether the schema has a field of a fitting type for one of the profile's names.
-
-        Parameters
-        ----------
-        name : str
-            A profile's field or cutout.
-
-        Returns
-        -------
-        bool
-            False if no alert of this schema can have it.
-        """
-        return name in self._index
-
-    def value(self, name: str, body: bytes | memoryview, spans: npt.NDArray[np.int64]) -> Any:
-        """Decode one value.
-
-        Parameters
-        ----------
-        name : str
-            A profile's field.
-        body : bytes or memoryview
-            The record.
-        spans : ndarray
-            What the walk found.
-
-        Returns
-        -------
-        int, float, str, bytes or None
-            None where it is null or absent.
-
-        Raises
-        ------
-        RejectedAlertError
-            If a string is not UTF-8.
-        """
-        at = self._index.get(name)
-        return None if at is None or spans[at, 0] < 0 else self.plan.value(body, spans, at)
-
-    def cutout(self, name: str, body: bytes | memoryview, spans: npt.NDArray[np.int64]) -> memoryview | None:
-        """Return a cutout's bytes without copying them.
-
-        Parameters
-        ----------
-        name : str
-            One of `CUTOUTS`.
-        body : bytes or memoryview
-            The record.
-        spans : ndarray
-            What the walk found.
-
-        Returns
-        -------
-        memoryview or None
-            None where it is null or absent.
-        """
-        at = self._index.get(name)
-        return None if at is None else self.plan.view(body, spans, at)
-
-
-def _fits(node: Node | None, name: str) -> bool:
-    """Tell whether a field's type is one that the stages can use; a stage that asks for it never fails then."""
-    if node is None:
-        return False
-    kinds = {branch.kind for branch in (node.children if node.kind is Kind.UNION else (node,))} - {Kind.NULL}
-    if name in CUTOUTS:
-        return kinds in ({Kind.BYTES}, {Kind.FIXED})
-    return bool(kinds) and kinds <= _KINDS.get(name, _NUMBER)
-
-
-def _wanted(profile: Profile) -> dict[str, tuple[str, ...]]:
-    fields = {name: getattr(profile.fields, name) for name in Fields.model_fields}
-    cutouts = {name: profile.cutouts.paths(name) for name in CUTOUTS}
-    return fields | cutouts | {name: getattr(profile.cutouts, name) for name in _SHAPE}
 
 
 class Decoded(NamedTuple):
