@@ -303,6 +303,8 @@ class AtLeastOnceSink(_Producing):
         """
         deadline = monotonic() + timeout_s
         pages: Pages = {}
+        # Also while nothing is on its way: librdkafka's statistics and errors wait for it, and would pile up.
+        self._producer.poll(0)
         while self._waiting:
             batch = self._waiting[0]
             if batch.missing:
