@@ -246,7 +246,10 @@ def release_of(settings: Settings) -> Release:
     """
     store = ReleaseStore(settings.release.store)
     _OPEN_STORES.append(store)
-    return store.load(settings.release.id)
+    try:
+        return store.load(settings.release.id)
+    except ConfigError as error:
+        raise ConfigError(f"release.store: {error.args[0]}", remedy=error.remedy) from error
 
 
 _OPEN_STORES: list[ReleaseStore] = []
