@@ -127,6 +127,7 @@ def _document(story: "Story") -> dict[str, object]:
         "dead_letters": dict(story.dead_letters),
         "filtered": 0,
         "surprises": story.surprises,
+        "reservoir_stamps": story.kept,
         "offset_gaps": story.gaps,
         "seconds": round(story.seconds, 2),
         "alerts_per_second": round(story.sent / story.seconds, 1),
@@ -148,6 +149,7 @@ def _summarise(story: "Story", release: Release, picture: Path, store: ReleaseSt
     verdict = "[green]yes[/green]" if story.balanced else "[red]NO[/red]"
     table.add_row("consumed = published + dead-lettered + filtered", verdict)
     console.print(table)
+    console.print(f"{story.kept:,} of the scored stamps are kept in the reservoir, for retraining.", highlight=False)
     for surprise in story.surprises:
         console.print(f"[red]Not as it should be:[/red] {surprise}")
     rate = story.sent / story.seconds

@@ -15,6 +15,7 @@ from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release
 from stream_vae.pipeline import Stages, enriched
 from stream_vae.settings import Settings
+from stream_vae.stages.batch import by_bytes
 from stream_vae.stages.ledger import Ledger, Partition
 from stream_vae.stages.sink import AtLeastOnceSink, ExactlyOnceSink, Sink
 from stream_vae.stages.source import Source
@@ -266,32 +267,6 @@ class Worker:
             self._registry.close()
         if self._offering is not None:
             self._offering.close()
-
-
-def by_bytes(packets: Sequence[Packet], max_bytes: int) -> list[Sequence[Packet]]:
-    """Split a batch whose messages are large.
-
-    Parameters
-    ----------
-    packets : sequence of Packet
-        As read.
-    max_bytes : int
-        Largest sum of a part, unless a single message is larger.
-
-    Returns
-    -------
-    list of sequence of Packet
-        In order.
-    """
-    parts: list[Sequence[Packet]] = []
-    start = size = 0
-    for at, packet in enumerate(packets):
-        if size and size + len(packet.value) > max_bytes:
-            parts.append(packets[start:at])
-            start, size = at, 0
-        size += len(packet.value)
-    parts.append(packets[start:])
-    return parts
 
 
 def check_topics(settings: Settings) -> None:

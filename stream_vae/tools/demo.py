@@ -1,4 +1,4 @@
-"""The whole alert path in one process: simulated alerts, an embedded Kafka, a worker, and the books.
+"""The whole alert path in one process: simulated alerts, an embedded Kafka and Valkey, a worker, and the books.
 
 The embedded broker keeps 5 MB a partition and drops the rest without a word, so no more alerts are on their
 way at a time than fit; an offset that was skipped makes the run fail.
@@ -7,6 +7,7 @@ way at a time than fit; an offset that was skipped makes the run fail.
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import SecretStr
 
-from stream_vae import kafka, surveys
+from stream_vae import assembly, kafka, surveys
 from stream_vae.alert import Packet
 from stream_vae.embedded.kafka import CONSUMER_OPTIONS, EmbeddedKafka
+from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import FatalError
 from stream_vae.metrics import Metrics
 from stream_vae.quality import UNSCOREABLE
 from stream_vae.runtime.worker import Worker
-from stream_vae.settings import BatchSettings, KafkaSettings, ReleaseSettings, Settings
+from stream_vae.settings import BatchSettings, KafkaSettings, ReleaseSettings, ReservoirSettings, Settings
 from stream_vae.sky import faults
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.stages.dead_letter import REASON
@@ -39,6 +42,8 @@ _PARTITIONS = 16
 _ON_THE_WAY = 200
 """Alerts between the replayer and the reader: 13 a partition on average, of the 80 that the broker would keep."""
 _PATIENCE_S = 60.0
+_RESERVOIR = 500
+"""Stamps that the reservoir keeps of the stream: fewer than there are, so that it has to choose."""
 _KEPT = 400
 """Enriched packets that are kept for the picture."""
 
@@ -63,6 +68,8 @@ class Story:
     packets: dict[int, bytes] = field(default_factory=dict)
     """Some enriched packets, for the picture."""
     books: list[Line] = field(default_factory=list)
+    kept: int = 0
+    """Stamps in the reservoir at the end."""
     gaps: int = 0
     seconds: float = 0.0
     metrics: Metrics | None = None
@@ -91,13 +98,15 @@ class Story:
         )
 
 
-def settings_for(broker: EmbeddedKafka, store: Path) -> Settings:
+def settings_for(broker: EmbeddedKafka, valkey: EmbeddedValkey, store: Path) -> Settings:
     """Return the settings of the demonstration's worker.
 
     Parameters
     ----------
     broker : EmbeddedKafka
         With the topics made.
+    valkey : EmbeddedValkey
+        Holds the reservoir.
     store : Path
         Holds a current release.
 
@@ -118,6 +127,7 @@ def settings_for(broker: EmbeddedKafka, store: Path) -> Settings:
         ),
         release=ReleaseSettings(store=str(store)),
         batch=BatchSettings(max_alerts=64, max_wait_s=0.05),
+        reservoir=ReservoirSettings(url=SecretStr(valkey.url), capacity=_RESERVOIR),
     )
 
 
@@ -156,10 +166,10 @@ def stream(
         If the worker stopped or something did not come back.
     """
     story = Story()
-    with EmbeddedKafka() as broker:
+    with EmbeddedKafka() as broker, EmbeddedValkey() as valkey:
         for topic in (IN, OUT, DEAD):
             broker.create_topic(topic, _PARTITIONS)
-        settings = settings_for(broker, store)
+        settings = settings_for(broker, valkey, store)
         story.metrics = Metrics("ztf")
         worker = Worker(settings, story.metrics)
         failure: list[BaseException] = []
@@ -184,8 +194,14 @@ def stream(
         if failure:
             raise failure[0]
         story.books = audit_of(settings.kafka)
+        story.kept = _kept(settings)
         story.gaps = _total(story.metrics, "stream_vae_offset_gaps_total")
     return story
+
+
+def _kept(settings: Settings) -> int:
+    with closing(assembly.reservoir_of(settings)) as reservoir:
+        return reservoir.stats().stamps
 
 
 def _guarded(work: Callable[[], object], failure: list[BaseException]) -> None:

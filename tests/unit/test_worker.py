@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from stream_vae.errors import ConfigError, FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.runtime import worker as worker_module
-from stream_vae.runtime.worker import Worker, by_bytes, check_topics
+from stream_vae.runtime.worker import Worker, check_topics
 from stream_vae.sky.packets import packet_schema, simulate_packets
+from stream_vae.stages.batch import by_bytes
 
 from deployment import Deployment, deploy
 from flow import Record, read, send, work
