@@ -5,8 +5,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from stream_vae.cli import EXIT_NO, app, console, notes
 from stream_vae.cli.options import AsJson, SettingsFile, answer, load
@@ -52,14 +53,15 @@ def _document(line: Line) -> dict[str, Any]:
 
 
 def _table(lines: Iterable[Line], *, deep: bool) -> Table:
-    columns = ["partition", "consumed", "published", "dead-lettered", "filtered", "gaps", "lag"]
-    table = Table(*columns, *(["found", "duplicates"] if deep else []), "balanced")
+    numbers = ["consumed", "published", "dead", "filtered", "gaps", "lag", *(["found", "twice"] if deep else [])]
+    table = Table(Column("partition", no_wrap=True), *numbers, "good", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
     for column in table.columns[1:]:
         column.justify = "right"
     for line in lines:
         page = line.page or Page(0, 0)
-        numbers = [page.consumed, page.published, page.dead_lettered, page.filtered, page.gaps, line.lag]
+        counts = [page.consumed, page.published, page.dead_lettered, page.filtered, page.gaps, line.lag]
         witness = [line.found or 0, line.duplicates or 0] if deep else []
         verdict = "[green]yes[/green]" if line.balanced else "[red]no[/red]"
-        table.add_row(f"{line.topic}/{line.partition}", *(f"{n:,}" for n in (*numbers, *witness)), verdict)
+        table.add_row(f"{line.topic}/{line.partition}", *(f"{n:,}" for n in (*counts, *witness)), verdict)
     return table

@@ -23,6 +23,7 @@ output_topic = "{survey}-enriched"      # the original packet plus one field
 # lite_topic = "{survey}-lite"          # the enrichment alone
 dead_letter_topic = "{survey}-dead-letters"
 group_id = "stream-vae"
+# create_topics = true                  # make missing topics: for a first try
 # options = {{ "security.protocol" = "SASL_SSL" }}   # anything librdkafka knows
 
 [release]

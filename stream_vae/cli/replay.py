@@ -10,10 +10,14 @@ from stream_vae import kafka
 from stream_vae.cli import app, console, notes
 from stream_vae.cli.options import AsJson, SettingsFile, answer, load
 from stream_vae.errors import ConfigError
+from stream_vae.settings import KafkaSettings
 from stream_vae.tools.replay import Sent, Tally, from_files, from_simulator, in_bursts, send, spoiled, steadily
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_PARTITIONS = 4
+"""Of an input topic that a replay has to make: enough for a few workers to share."""
 
 
 @app.command()
@@ -44,8 +48,7 @@ def replay(
     loaded = load(settings)
     section = loaded.kafka
     target = topic or section.input_topics[0]
-    if target not in kafka.partitions(section, [target]):
-        raise ConfigError(f"There is no topic {target}.", remedy="Create it, or name another with --topic.")
+    _have_topic(section, target)
     if rate is not None and burst is not None:
         raise ConfigError("--rate and --burst exclude each other.")
     if what == "sim":
@@ -72,3 +75,14 @@ def replay(
         f"Sent {tally.sent:,} alerts ({tally.bytes / 1e6:,.1f} MB{spoilt}) to {target} in {tally.seconds:.1f} s, "
         f"{tally.sent / max(tally.seconds, 1e-9):,.0f} a second."
     )
+
+
+def _have_topic(settings: KafkaSettings, topic: str) -> None:
+    if topic in kafka.partitions(settings, [topic]):
+        return
+    if not settings.create_topics:
+        raise ConfigError(
+            f"There is no topic {topic}.",
+            remedy="Create it, name another with --topic, or set kafka.create_topics = true.",
+        )
+    kafka.create_topics(settings, {topic: _PARTITIONS})

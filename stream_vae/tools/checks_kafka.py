@@ -190,6 +190,8 @@ class KafkaChecks:
             One, or one for each topic that is too small.
         """
         existing = [topic for topic in self.topics if topic.partitions]
+        if not any(topic.role == "input" for topic in existing):
+            return [Finding("message sizes", State.SKIPPED, "there is no input topic yet")]
         resources = [ConfigResource(ConfigResource.Type.TOPIC, topic.name) for topic in existing]
         try:
             for future, topic in zip(self._described(resources), existing, strict=True):
@@ -197,8 +199,6 @@ class KafkaChecks:
         except UntoldError as error:
             return [_cannot_tell("message sizes", error, "Compare max.message.bytes of the topics yourself.")]
         limits = [topic.max_message_bytes or 0 for topic in existing if topic.role == "input"]
-        if not limits:
-            return [Finding("message sizes", State.SKIPPED, "there is no input topic yet")]
         largest = max(limits)
         findings = [*self._too_small(existing, largest), *self._clients_too_small(largest)]
         room = min((t.max_message_bytes or 0 for t in existing if t.role in _GROWTH), default=largest)

@@ -7,6 +7,9 @@ from time import monotonic
 import pytest
 from stream_vae.metrics import Metrics
 from stream_vae.runtime.health import HealthServer
+from stream_vae.settings import KafkaSettings, ReleaseSettings, Settings
+from stream_vae.tools.checks_kafka import KafkaChecks
+from stream_vae.tools.checkup import State, examine
 
 from deployment import command, deploy
 
@@ -36,8 +39,10 @@ def test_a_deployment_in_order_is_good_throughout(kafka, real_packets, tmp_path)
         "survey": "good",
         "release": "good",
         "encoder": "good",
+        "gpu": "skipped",
         "cutouts": "good",
         "registry": "skipped",
+        "reservoir": "skipped",
         "metrics port": "good",
         "brokers": "good",
         "input topic": "good",
@@ -192,3 +197,16 @@ def test_the_table_says_what_to_do(embedded_kafka, tmp_path):
     assert result.exit_code == 1
     assert "stream-vae train --promote" in result.stdout
     assert "1 to mend" in result.stdout
+
+
+def test_before_there_is_any_topic_the_sizes_are_no_matter(kafka, tmp_path):
+    settings = KafkaSettings(
+        bootstrap_servers=kafka.bootstrap_servers,
+        input_topics=(kafka.topic("never"),),
+        output_topic=kafka.topic("never"),
+        dead_letter_topic=kafka.topic("never"),
+        create_topics=True,
+    )
+    whole = Settings(survey="ztf", kafka=settings, release=ReleaseSettings(store=str(tmp_path)))
+    found = {finding.name: finding.state for finding in examine(KafkaChecks(whole).checks())}
+    assert found["message sizes"] is State.SKIPPED
