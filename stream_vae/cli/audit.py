@@ -53,8 +53,8 @@ def _document(line: Line) -> dict[str, Any]:
 
 
 def _table(lines: Iterable[Line], *, deep: bool) -> Table:
-    numbers = ["consumed", "published", "dead", "filtered", "gaps", "lag", *(["found", "twice"] if deep else [])]
-    table = Table(Column("partition", no_wrap=True), *numbers, "good", box=box.SIMPLE_HEAD, pad_edge=False)
+    numbers = ["consumed", "published", "dead", "filtered", "gaps", "lag", *(["found", "dup"] if deep else [])]
+    table = Table(Column("partition", no_wrap=True), *numbers, "ok", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1, 0, 0)
     for column in table.columns[1:]:
         column.justify = "right"
