@@ -5,6 +5,7 @@ makes each batch one transaction together with the offsets and the ledger's page
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -101,7 +102,7 @@ class _Batch:
         return ledger.settle(read, fates)
 
 
-class _Producing:
+class _Producing(ABC):
     """What both sinks share: a producer, oversized messages, counting."""
 
     def __init__(
@@ -126,9 +127,9 @@ class _Producing:
         self._metrics.kafka_errors.labels(self._metrics.survey, "producer", error.name()).inc()
         log.warning("kafka producer: %s (%s)", error.str(), error.name())
 
+    @abstractmethod
     def _wait(self, batch: _Batch) -> None:
         """Wait until nothing is on its way."""
-        raise NotImplementedError
 
     def _produce(self, batch: _Batch, index: int, message: Outgoing) -> None:
         alone = (index, message.topic) in batch.alone
