@@ -54,6 +54,7 @@ share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
 message.max.bytes=10485760
 replica.fetch.max.bytes=10485760
 log.segment.bytes=67108864
@@ -80,11 +81,13 @@ class Kafka:
 
     bootstrap_servers: str
     embedded: EmbeddedKafka | None = None
+    session_timeout_ms: int = 6000  # the shortest that a real broker takes by default
 
     @property
     def consumer_options(self) -> dict[str, int]:
-        """What makes a group settle fast; 6 s is the shortest session that a real broker takes by default."""
-        return dict(CONSUMER_OPTIONS if self.embedded else {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500})
+        """What makes a group settle fast."""
+        own = {"session.timeout.ms": self.session_timeout_ms, "heartbeat.interval.ms": 500}
+        return dict(CONSUMER_OPTIONS) if self.embedded else own
 
     @staticmethod
     def topic(stem: str = "test") -> str:
@@ -125,7 +128,7 @@ def real_kafka() -> Iterator[Kafka]:
     with _temporary_folder("kafka") as folder:
         process, port = _start_kafka(jars, folder)
         try:
-            yield Kafka(f"127.0.0.1:{port}")
+            yield Kafka(f"127.0.0.1:{port}", session_timeout_ms=3000)
         finally:
             _end(process)
 

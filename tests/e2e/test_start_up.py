@@ -58,7 +58,7 @@ def test_no_broker_at_the_address(deployment, tmp_path):
     found.refused("ConfigError", "kafka.bootstrap_servers", address, "doctor")
 
 
-@pytest.mark.parametrize("key", ["input_topics", "output_topic", "dead_letter_topic"])
+@pytest.mark.parametrize("key", ["input_topics", "dead_letter_topic"])
 def test_a_topic_that_does_not_exist(deployment, tmp_path, key):
     found = start(deployment.file, tmp_path, **{f"STREAM_VAE_KAFKA__{key.upper()}": "no-such-topic"})
     found.refused("no-such-topic", "kafka-topics.sh --create", "kafka.create_topics")
@@ -117,18 +117,6 @@ def test_a_settings_file_that_is_no_toml(tmp_path):
 
 def test_a_settings_file_that_does_not_exist(tmp_path):
     start(tmp_path / "none.toml", tmp_path).refused("none.toml", "config init")
-
-
-def test_a_setting_that_does_not_exist(deployment, tmp_path):
-    file = tmp_path / "settings.toml"
-    text = deployment.file.read_text(encoding="utf-8")
-    file.write_text(text.replace("output_topic", "ouput_topic"), encoding="utf-8")
-    start(file, tmp_path).refused("kafka.ouput_topic", "output_topic")
-
-
-def test_a_variable_that_is_no_setting(deployment, tmp_path):
-    found = start(deployment.file, tmp_path, STREAM_VAE_KAFKA__GROUPID="x")
-    found.refused("STREAM_VAE_KAFKA__GROUPID", "STREAM_VAE_KAFKA__GROUP_ID")
 
 
 def test_a_survey_that_nobody_knows(deployment, tmp_path):

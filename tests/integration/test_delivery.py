@@ -163,7 +163,7 @@ def test_workers_that_come_and_go_share_the_partitions_and_lose_nothing(kafka, t
     deployment = deploy(kafka, tmp_path, survey="candidate", partitions=4, batch=SMALL, delivery={"mode": mode})
     sent = alerts(1_200)
     settings = [with_slot(deployment.settings, slot) for slot in range(2)]
-    with trickling(deployment, sent, a_second=200, partitions=4) as sending_ends:
+    with trickling(deployment, sent, a_second=300, partitions=4) as sending_ends:
         first = Running(settings[0])
         until(lambda: first.count("published") >= 100, what="the first publishes")
         second = Running(settings[1])
@@ -198,7 +198,10 @@ def sample(metrics: Metrics, name: str) -> float | None:
 
 
 def test_sigterm_drains_commits_and_exits_0(kafka, tmp_path):
-    deployment = deploy(kafka, tmp_path, survey="candidate", partitions=2, batch=SMALL)
+    session = {"session.timeout.ms": 20_000}
+    deployment = deploy(
+        kafka, tmp_path, survey="candidate", partitions=2, batch=SMALL, kafka={"consumer_options": session}
+    )
     sent = alerts(1_500)
     with (
         running(tmp_path / "log", "run", "--settings", deployment.file, "--workers", 0) as process,
@@ -210,14 +213,14 @@ def test_sigterm_drains_commits_and_exits_0(kafka, tmp_path):
         assert "SIGTERM" in process.text
         done = len(read(kafka, deployment.output))
         assert 100 <= done < 1_500
-        # It left the group: the next one need not wait for its session to end, which takes 6 s.
+        # It left the group: the next one need not wait for its session to end.
         started = time.monotonic()
         with working(deployment.settings) as second:
             until(lambda: second.count("published"), what="the next one publishes")
             took = time.monotonic() - started
             sending_ends()
             until(lambda: done + second.count("published") == len(sent), what="all are published")
-    assert took < 5
+    assert took < 15
     assert keys(read(kafka, deployment.output)) == keys(sent)
     check_books(deployment.settings, consumed=1_500)
 
