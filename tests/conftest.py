@@ -9,12 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import hypothesis
 import pytest
 from stream_vae.embedded.kafka import EmbeddedKafka
 
 from servers import REPOSITORY, Kafka, MissingServiceError, RedisServer, real_kafka, real_redis
 
 Server = TypeVar("Server")
+
+# CI draws the same examples every time, so that a change is judged by itself; at home each run explores further.
+# No example has a time limit: machines are shared.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("exploring", deadline=None)
+hypothesis.settings.load_profile("repeatable" if os.environ.get("CI") else "exploring")
 
 _MARKED_FIXTURES = {"kafka": "kafka", "redis_server": "redis"}  # fixture -> marker, so that -m can leave them out
 
