@@ -44,7 +44,7 @@ class Layout:
         If the schema has no field for the alert's id.
     """
 
-    __slots__ = ("_index", "plan", "time_format")
+    __slots__ = ("_index", "plan")
 
     def __init__(self, writer: WriterSchema, profile: Profile, limits: Limits) -> None:
         root = resolve(writer.parsed, max_depth=limits.max_depth)
@@ -61,7 +61,6 @@ class Layout:
         paths = list(dict.fromkeys(present.values()))  # two names may share a path: an object's id that is the alert's
         self._index = {name: paths.index(path) for name, path in present.items()}
         self.plan = FieldPlan(writer.parsed, paths, limits)
-        self.time_format = profile.time_format
 
     def has(self, name: str) -> bool:
         """Tell whether the schema has a field of a fitting type for one of the profile's names.

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from stream_vae.cli import EXIT_NO, app, console, notes
 from stream_vae.cli.options import AsJson, answer
+from stream_vae.learning.measures import roc_auc
 from stream_vae.model.release import Release
 from stream_vae.model.store import ReleaseStore
 
@@ -104,14 +105,12 @@ class _Watcher:
 
 
 def _auc(story: "Story") -> float | None:
-    """Area under the ROC curve of the stream, by ranks (Mann and Whitney 1947)."""
-    truth = np.array([story.truth[candid] for candid in story.candids])
+    """Area under the ROC curve of the stream; None where it has none."""
+    real = np.array([story.truth[candid] == 1 for candid in story.candids])
     scores = np.array(story.scores)
-    real, bogus = scores[truth == 1], np.sort(scores[truth == 0])
-    if not len(real) or not len(bogus) or np.isnan(scores).any():
+    if not real.any() or real.all() or np.isnan(scores).any():
         return None
-    wins = np.searchsorted(bogus, real, "left") + np.searchsorted(bogus, real, "right")
-    return float(wins.sum() / (2 * len(real) * len(bogus)))
+    return roc_auc(scores, real)
 
 
 def _document(story: "Story") -> dict[str, object]:

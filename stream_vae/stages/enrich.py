@@ -28,7 +28,6 @@ FIELD = "stream_vae"
 SOURCE_HEADER = "stream_vae.source"
 RELEASE_HEADER = "stream_vae.release"
 _OWN_HEADERS = "stream_vae."
-_JD_OF_MJD_ZERO = 2_400_000.5
 _FLOAT = Struct("<f").pack
 _DOUBLE = Struct("<d").pack
 _NULL = b"\x00"
@@ -297,10 +296,7 @@ class Enricher:
 
     def _lite_head(self, alert: Alert) -> bytes:
         field, profile = alert.field, self._profile
-        midpoint_mjd = field("time")
-        if midpoint_mjd is not None and profile.time_format == "jd":
-            midpoint_mjd -= _JD_OF_MJD_ZERO
-        object_id, band = field("object_id"), field("band")
+        object_id = field("object_id")
         return b"".join(
             (
                 _text(profile.name),
@@ -308,8 +304,8 @@ class Enricher:
                 _maybe(None if object_id is None else str(object_id), _text),
                 _maybe(field("ra_deg"), _DOUBLE),
                 _maybe(field("dec_deg"), _DOUBLE),
-                _maybe(midpoint_mjd, _DOUBLE),
+                _maybe(profile.midpoint_mjd(field("time")), _DOUBLE),
                 _text(profile.time_scale),
-                _maybe(None if band is None else profile.band_names.get(str(band), str(band)), _text),
+                _maybe(profile.band(field("band")), _text),
             )
         )

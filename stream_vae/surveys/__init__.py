@@ -18,6 +18,8 @@ from stream_vae.errors import ConfigError
 CUTOUTS = ("difference", "science", "template")
 """The channels a stamp may have, in the order that a release names them."""
 
+_JD_OF_MJD_ZERO = 2_400_000.5
+
 CutoutName = Literal["difference", "science", "template"]
 
 
@@ -97,6 +99,36 @@ class Profile(BaseModel):
     """How the band field's values are called, where they are numbers."""
     fields: Fields
     cutouts: Cutouts
+
+    def midpoint_mjd(self, time: float | None) -> float | None:
+        """Turn the time field's value into a modified Julian date.
+
+        Parameters
+        ----------
+        time : float or None
+            In days, as `time_format` says; None where the alert has none.
+
+        Returns
+        -------
+        float or None
+            In days, on the same time scale.
+        """
+        return time - _JD_OF_MJD_ZERO if time is not None and self.time_format == "jd" else time
+
+    def band(self, value: object) -> str | None:
+        """Name a filter.
+
+        Parameters
+        ----------
+        value : object
+            Of the band field; None where the alert has none.
+
+        Returns
+        -------
+        str or None
+            By `band_names`, else the value as text.
+        """
+        return None if value is None else self.band_names.get(str(value), str(value))
 
 
 def names() -> list[str]:

@@ -40,7 +40,6 @@ _LITE_PROFILE: Mapping[str, Any] = {
     "cutouts": {"difference": "none"},  # a profile must name one; the lite schema has no such field
 }
 _MJD_ZERO = datetime(1858, 11, 17, tzinfo=UTC)
-_JD_OF_MJD_ZERO = 2_400_000.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +149,7 @@ class Reading:
             ``band``; None where the alert does not say.
         """
         field, profile = self.alert.field, self.profile
-        mjd, band, object_id = field("time"), field("band"), field("object_id")
-        if mjd is not None and profile.time_format == "jd":
-            mjd -= _JD_OF_MJD_ZERO
+        mjd, object_id = profile.midpoint_mjd(field("time")), field("object_id")
         return {
             "alert_id": self.alert.alert_id,
             "object_id": None if object_id is None else str(object_id),
@@ -161,7 +158,7 @@ class Reading:
             "midpoint_mjd": mjd,
             "date": None if mjd is None else _calendar_date(mjd),
             "time_scale": self._time_scale(),
-            "band": None if band is None else profile.band_names.get(str(band), str(band)),
+            "band": profile.band(field("band")),
         }
 
     def _time_scale(self) -> str:
