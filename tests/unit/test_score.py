@@ -44,24 +44,53 @@ def with_reference(release: Release, folder: Path, **changes: Any) -> Release:
     return Release(card, folder)
 
 
-def by_numpy(z_mean: np.ndarray, anchors: np.ndarray, neighbours: int) -> np.ndarray:
-    distance = np.linalg.norm(z_mean[:, None].astype(np.float64) - anchors[None], axis=2)
-    return np.sort(distance, axis=1)[:, :neighbours].mean(axis=1)
+def by_numpy(codes: Codes, anchors: Codes, neighbours: int) -> np.ndarray:
+    squared = np.square(codes.z_mean[:, None].astype(np.float64) - anchors.z_mean[None]).sum(axis=2)
+    squared += np.exp(codes.z_log_var).sum(axis=1)[:, None] + np.exp(anchors.z_log_var).sum(axis=1)
+    return np.sqrt(np.sort(squared, axis=1)[:, :neighbours]).mean(axis=1)
+
+
+def nearest(codes: Codes, anchors: Codes, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    traces = np.exp(anchors.z_log_var).sum(axis=1)
+    return _nearest(*codes, np.ascontiguousarray(anchors.z_mean.T), traces, neighbours)
+
+
+def random_codes(rng: np.random.Generator, rows: int, size: int) -> Codes:
+    return Codes(*(rng.normal(at, 2, (rows, size)).astype(np.float32) for at in (0, -1)))
 
 
 @settings(deadline=None)  # the first call compiles
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 8), st.integers(1, 30))
 def test_the_reference_distance_is_the_mean_to_the_nearest_anchors(seed: int, rows: int, size: int, k: int) -> None:
     rng = np.random.default_rng(seed)
-    z_mean = rng.normal(0, 3, (rows, size)).astype(np.float32)
-    anchors = rng.normal(0, 3, (k, size)).astype(np.float32)
-    expected = by_numpy(z_mean, anchors, min(NEIGHBOURS, k))
-    np.testing.assert_allclose(_nearest(z_mean, anchors, NEIGHBOURS), expected, rtol=1e-4, atol=1e-5)
+    codes, anchors = random_codes(rng, rows, size), random_codes(rng, k, size)
+    expected = by_numpy(codes, anchors, min(NEIGHBOURS, k))
+    np.testing.assert_allclose(nearest(codes, anchors), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_distance_is_the_root_mean_square_one_between_draws_from_both_posteriors() -> None:
+    rng = np.random.default_rng(3)
+    code, anchor = random_codes(rng, 1, 6), random_codes(rng, 1, 6)
+    draws = [each.z_mean + np.exp(0.5 * each.z_log_var) * rng.normal(size=(200_000, 6)) for each in (code, anchor)]
+    expected = np.sqrt(np.square(draws[0] - draws[1]).sum(axis=1).mean())
+    assert nearest(code, anchor)[0] == pytest.approx(expected, rel=0.02)
 
 
 def test_an_anchor_is_at_its_mean_distance_to_the_four_others_nearest() -> None:
     anchors = np.array([[0], [1], [2], [3], [4], [100]], np.float32)
-    assert _nearest(anchors[:1], anchors, 5)[0] == pytest.approx((0 + 1 + 2 + 3 + 4) / 5)
+    certain = Codes(anchors, np.full_like(anchors, -90.0))
+    assert nearest(Codes(*(each[:1] for each in certain)), certain)[0] == pytest.approx((0 + 1 + 2 + 3 + 4) / 5)
+
+
+def test_a_release_without_variances_of_its_anchors_keeps_the_distance_between_means(
+    release: Release, tmp_path: Path
+) -> None:
+    older = with_reference(release, tmp_path, real_z_log_var=None)
+    with np.load(release.folder / "reference.npz") as arrays:
+        anchors = arrays["real_z_mean"]
+    expected = np.sort(np.linalg.norm(MEAN[:, None] - anchors[None], axis=2), axis=1)[:, :NEIGHBOURS].mean(axis=1)
+    np.testing.assert_allclose(Scorer(older).score(CODES).reference_distance, expected, rtol=1e-5)
+    assert (Scorer(release).score(CODES).reference_distance > expected).all()
 
 
 @settings(deadline=None)
@@ -143,7 +172,7 @@ def test_a_release_with_a_scorer_has_no_such_flag(release: Release) -> None:
 
 def test_a_release_without_reference_transients_has_no_distance(release: Release, tmp_path: Path) -> None:
     nobody = np.empty((0, LATENTS), np.float32)
-    scores = Scorer(with_reference(release, tmp_path, real_z_mean=nobody)).score(CODES)
+    scores = Scorer(with_reference(release, tmp_path, real_z_mean=nobody, real_z_log_var=nobody)).score(CODES)
     assert np.isnan(scores.reference_distance).all()
     assert np.isfinite(scores.novelty).all()
 
@@ -155,6 +184,7 @@ def test_a_release_without_reference_transients_has_no_distance(release: Release
         ({"whitening": np.eye(5)}, "does not fit 21 latents"),
         ({"real_z_mean": np.zeros((3, 5))}, "does not fit 21 latents"),
         ({"novelty_quantiles": np.zeros(1)}, "does not fit 21 latents"),
+        ({"real_z_log_var": np.zeros((3, LATENTS))}, "one variance for each mean"),
         ({"center": None}, "cannot be read"),
         ({"real_z_mean": np.array([{"a": 1}], dtype=object)}, "cannot be read"),  # a pickle is never opened
     ],
