@@ -31,6 +31,8 @@ class Difference:
         The pipeline's noise map, which knows nothing of correlation or of the flat field's error.
     science, template : ndarray of float32
         The two images as they would be cut out: on one grid, not convolved, NaN where masked.
+    science_noise, template_noise : ndarray of float32
+        Their noise maps, as good as the difference's.
     science_marks, template_marks : ndarray of uint8
         Values of `Cause`.
     signal : ndarray of float32
@@ -41,6 +43,8 @@ class Difference:
     noise: Image
     science: Image
     template: Image
+    science_noise: Image
+    template_noise: Image
     science_marks: Marks
     template_marks: Marks
     signal: Image
@@ -71,6 +75,8 @@ def subtract(rng: np.random.Generator, conditions: Conditions, science: Exposure
     kernel = _matching_kernel(rng, conditions, taps_x, taps_y, science.image.shape[0])
     above, below = science.image - np.float32(science.background_e), template.image - np.float32(template.background_e)
     above_variance, below_variance = _estimated_variance(science), _estimated_variance(template)
+    believed = np.float32(conditions.noise_underestimate)
+    science_noise, template_noise = believed * np.sqrt(above_variance), believed * np.sqrt(below_variance)
     if conditions.science_is_wider:
         below, below_variance = _convolve(below, kernel), below_variance * _kept_variance(kernel)
     else:
@@ -78,12 +84,14 @@ def subtract(rng: np.random.Generator, conditions: Conditions, science: Exposure
     noise = np.sqrt(above_variance + below_variance)
     image = above - np.float32(conditions.flux_scale) * below + _leftover_background(rng, conditions, noise)
     image[science.mask | template.mask] = np.nan
-    noise *= np.float32(conditions.noise_underestimate)
+    noise *= believed
     return Difference(
         image=image,
         noise=noise,
         science=np.where(science.mask, np.float32(np.nan), science.image),
         template=np.where(template.mask, np.float32(np.nan), template.image),
+        science_noise=science_noise,
+        template_noise=template_noise,
         science_marks=science.marks,
         template_marks=template.marks,
         signal=science.signal,

@@ -35,6 +35,8 @@ class SimulatedStamps:
     ----------
     stamps : ndarray of float32, (n, size, size, 3)
         Difference, science and template, in counts (ADU). NaN where there are no data.
+    noise : ndarray of float32, (n, size, size, 3)
+        The pipeline's noise map of each: what it takes one standard deviation of the pixel for. NaN where `stamps` is.
     labels : ndarray of int8, (n,)
         1 real, 0 bogus.
     groups : ndarray of int32, (n,)
@@ -54,6 +56,7 @@ class SimulatedStamps:
     """
 
     stamps: Image
+    noise: Image
     labels: npt.NDArray[np.int8]
     groups: npt.NDArray[np.int32]
     kinds: npt.NDArray[np.str_]
@@ -209,13 +212,18 @@ def _cut(
     row, column, flux = candidates.row, candidates.column, candidates.flux
     offset = np.arange(size) - size // 2
     pixels = (row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :])
+    gain = np.float32(conditions.gain_e_adu)
     images = (difference.image, difference.science, difference.template)
-    stamps = np.stack([image[pixels] for image in images], axis=-1) / np.float32(conditions.gain_e_adu)
+    noises = (difference.noise, difference.science_noise, difference.template_noise)
+    stamps = np.stack([image[pixels] for image in images], axis=-1) / gain
+    noise = np.stack([image[pixels] for image in noises], axis=-1) / gain
+    noise[np.isnan(stamps)] = np.nan
     ra_deg, dec_deg = _sky_position(rng, conditions, row, column, difference.image.shape[0])
     mag = np.full(len(row), np.nan, np.float32)
     mag[flux > 0] = conditions.zero_point_mag - 2.5 * np.log10(flux[flux > 0])
     return SimulatedStamps(
         stamps=np.asarray(stamps, dtype=np.float32),
+        noise=np.asarray(noise, dtype=np.float32),
         labels=candidates.real.astype(np.int8),
         groups=np.full(len(row), group, np.int32),
         kinds=candidates.kind,

@@ -42,6 +42,8 @@ def test_another_seed_gives_other_stamps() -> None:
 def test_shapes_and_types_are_as_promised(stamps: SimulatedStamps) -> None:
     assert stamps.stamps.shape == (2500, 21, 21, 3)
     assert stamps.stamps.dtype == stamps.snr.dtype == stamps.mag.dtype == np.float32
+    assert stamps.noise.shape == stamps.stamps.shape
+    assert stamps.noise.dtype == np.float32
     assert stamps.labels.dtype == np.int8
     assert stamps.groups.dtype == np.int32
     assert len(stamps) == 2500
@@ -184,6 +186,30 @@ def test_neither_the_template_nor_the_position_tells_a_transient_from_a_hit(stam
     masked = np.isnan(stamps.stamps).mean(axis=(1, 2, 3))
     for value in (brightness, masked, stamps.x, stamps.y, stamps.groups, stamps.ra_deg, stamps.midpoint_mjd):
         assert 0.42 < _auc(value[transient & known], value[hit & known]) < 0.58
+
+
+def test_the_noise_map_of_the_difference_is_its_scatter_but_for_the_underestimate() -> None:
+    """In empty sky, and without the correlation of resampled noise, which lowers the scatter of single pixels."""
+    for seed in range(6):
+        conditions = replace(draw_conditions(np.random.default_rng(seed)), response_scatter=0.0)
+        scene = draw_scene(np.random.default_rng(seed), conditions, SIDE, 0)
+        difference, _ = _search(seed, conditions, scene)
+        inner = (slice(MARGIN, -MARGIN),) * 2
+        quiet = difference.signal[inner] < 0.1 * conditions.science_sky_noise_e
+        ratio = (difference.image / difference.noise)[inner][quiet]
+        scatter = 1.4826 * np.nanmedian(np.abs(ratio - np.nanmedian(ratio)))
+        assert scatter * conditions.noise_underestimate == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_noise_of_a_stamp_is_known_wherever_its_pixels_are(stamps: SimulatedStamps) -> None:
+    assert np.array_equal(np.isnan(stamps.noise), np.isnan(stamps.stamps))
+    assert np.nanmin(stamps.noise) > 0
+
+
+def test_the_detected_pixel_has_its_signal_to_noise_up_to_the_scale_of_the_noise_map(stamps: SimulatedStamps) -> None:
+    """Half of the images are searched with a matched filter, which sees more than the pixel has."""
+    centre = stamps.stamps[:, 10, 10, 0] / stamps.noise[:, 10, 10, 0]
+    assert np.corrcoef(np.log(np.maximum(centre, 1.0)), np.log(stamps.snr))[0, 1] > 0.8
 
 
 def test_points_have_their_flux_and_their_place() -> None:
