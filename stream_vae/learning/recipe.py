@@ -8,9 +8,9 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import Preprocessing
@@ -82,6 +82,16 @@ class ScorerSection(_Section):
     """Points at which the expectation over the posterior is taken (half of them mirror the others)."""
     epochs: int = Field(default=60, ge=1)
     patience: int = Field(default=8, ge=1)
+    positive_unlabelled: bool = False
+    """Learn from real stamps against unlabelled ones, some of which are real too (see `prior`)."""
+    prior: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Share of real ones among the unlabelled; absent: estimated."""
+
+    @model_validator(mode="after")
+    def _prior_is_of_unlabelled(self) -> Self:
+        if self.prior is not None and not self.positive_unlabelled:
+            raise ValueError("scorer.prior says something only with scorer.positive_unlabelled = true")
+        return self
 
 
 class Recipe(_Section):

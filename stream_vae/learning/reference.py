@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 REAL_ANCHORS = 256
-"""Known transients kept to measure the distance to: every alert is compared with each, at 6 ns apiece."""
+"""Known transients kept to measure the distance to: every alert is compared with each, at 7 ns apiece."""
 DRIFT_SAMPLE = 2000
 ANCHOR_STAMPS = 384
 

@@ -38,7 +38,7 @@ class Scorer:
             # Opened here: numpy leaves a file open that is no archive.
             with (release.folder / REFERENCE).open("rb") as file, np.load(file, allow_pickle=False) as reference:
                 self._real = np.ascontiguousarray(reference["real_z_mean"], np.float32)
-                real_log_var = reference["real_z_log_var"] if "real_z_log_var" in reference else None
+                real_log_var = reference.get("real_z_log_var")
                 self._center = np.ascontiguousarray(reference["center"], np.float32)
                 self._whitening = np.ascontiguousarray(reference["whitening"], np.float32)
                 self._quantiles = np.ascontiguousarray(reference["novelty_quantiles"], np.float32)
@@ -47,12 +47,13 @@ class Scorer:
         shapes = (self._real.shape[1:], self._center.shape, self._whitening.shape)
         if shapes != ((size,), (size,), (size, size)) or len(self._quantiles) < 2:
             raise ConfigError(f"{REFERENCE} of {release.id} does not fit {size} latents.")
-        self._anchors = np.ascontiguousarray(self._real.T)
-        self._traces = np.empty(0, np.float32)  # an older release's: its distance stays the one between the means
-        if real_log_var is not None:
+        self._anchors = self._real.T
+        if real_log_var is not None:  # an older release has none: its distance stays the one between the means
             if real_log_var.shape != self._real.shape:
                 raise ConfigError(f"{REFERENCE} of {release.id} has not one variance for each mean of its anchors.")
-            self._traces = np.exp(real_log_var.astype(np.float64)).sum(axis=1).astype(np.float32)
+            deviation = np.exp(0.5 * real_log_var.astype(np.float64)).astype(np.float32)
+            self._anchors = np.concatenate([self._real, deviation], axis=1).T
+        self._anchors = np.ascontiguousarray(self._anchors)
 
     @property
     def flag(self) -> np.uint32:
@@ -76,7 +77,7 @@ class Scorer:
         real_score, real_score_std = self._real_scores(codes)
         distance = np.full(rows, np.nan, np.float32)
         if len(self._real):
-            distance = _nearest(codes.z_mean, codes.z_log_var, self._anchors, self._traces, NEIGHBOURS)
+            distance = _nearest(codes.z_mean, codes.z_log_var, self._anchors, NEIGHBOURS)
         return Scores(real_score, real_score_std, distance, self._novelty(codes.z_mean))
 
     def _real_scores(self, codes: Codes) -> tuple[FloatArray, FloatArray]:
@@ -108,31 +109,25 @@ class Scorer:
 
 
 @numba.njit(nogil=True, cache=True)
-def _nearest(
-    z_mean: FloatArray, z_log_var: FloatArray, anchors: FloatArray, traces: FloatArray, neighbours: int
-) -> FloatArray:
-    """Mean distance to the nearest anchors, (n,); anchors are (latent size, k), traces (k,) or empty.
+def _nearest(z_mean: FloatArray, z_log_var: FloatArray, anchors: FloatArray, neighbours: int) -> FloatArray:
+    """Mean distance to the nearest anchors, (n,); anchors are (latent size, k) means, then as many deviations or none.
 
-    The distance is the root of the expected squared one between draws from both posteriors,
-    |m1 - m2|^2 + tr S1 + tr S2 (stream_vae.learning.search says why); without traces it is that of the means.
+    The distance is the 2-Wasserstein one between the posteriors: the Euclidean one of means and standard deviations
+    together (stream_vae.learning.search says why); without deviations it is that of the means.
     """
     rows, size = z_mean.shape
-    count = anchors.shape[1]
+    units, count = anchors.shape
     k = min(neighbours, count)
     out = np.empty(rows, np.float32)
     nearest = np.empty(k, np.float32)
     squared = np.empty(count, np.float32)
     for n in range(rows):
-        own = np.float32(0.0)
         squared[:] = np.float32(0.0)
-        if len(traces):
-            squared[:] = traces
-            for d in range(size):
-                own += np.exp(z_log_var[n, d])
-        for d in range(size):
-            # All anchors at once: LLVM makes vectors of it, and the order of a sum stays what it is.
+        for d in range(units):
+            value = z_mean[n, d] if d < size else np.exp(np.float32(0.5) * z_log_var[n, d - size])
+            # All anchors at once: LLVM makes vectors of it, and the order of each sum stays what it is.
             for a in range(count):
-                squared[a] += (z_mean[n, d] - anchors[d, a]) ** 2
+                squared[a] += (value - anchors[d, a]) ** 2
         nearest[:] = np.inf
         for a in range(count):
             total = squared[a]
@@ -145,7 +140,7 @@ def _nearest(
             nearest[place] = total
         mean = np.float32(0.0)
         for i in range(k):
-            mean += np.sqrt(nearest[i] + own)
+            mean += np.sqrt(nearest[i])
         out[n] = mean / k if np.isfinite(z_mean[n, 0]) else np.nan
     return out
 
