@@ -1,10 +1,9 @@
-"""Figures of merit as plain functions of arrays: how well classes part, how much a latent code says.
+"""How well scores part real from bogus, and how far they are probabilities.
 
 References
 ----------
-Burda, Grosse & Salakhutdinov 2016 (active units); Hoffman & Johnson 2016 (mutual information of code and
-stamp); Brink et al. 2013 (missed detection rate at a fixed false positive rate); Guo et al. 2017 (expected
-calibration error).
+Brink et al. 2013 (missed detection rate at a fixed false positive rate); Guo et al. 2017 (expected calibration
+error).
 """
 
 from typing import Any
@@ -12,8 +11,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_vae.errors import ConfigError
+
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
+
+
+def check_scores(score: Array, real: Flags) -> None:
+    """Refuse scores that no curve can be drawn of.
+
+    Parameters
+    ----------
+    score : ndarray, shape (n,)
+        High for real.
+    real : ndarray of bool, shape (n,)
+        Truth.
+
+    Raises
+    ------
+    ConfigError
+        If there is one class only or a score is NaN.
+    """
+    if real.all() or not real.any():
+        present = "real" if len(real) and real.all() else "bogus"
+        raise ConfigError(
+            f"All {len(real)} labelled stamps are {present}: nothing to tell apart.",
+            remedy="Give labelled stamps of both classes.",
+        )
+    if np.isnan(score).any():
+        raise ConfigError(
+            f"{int(np.isnan(score).sum())} scores are NaN.", remedy="Leave out the stamps that could not be scored."
+        )
 
 
 def roc_auc(score: Array, real: Flags) -> float:
@@ -30,7 +58,13 @@ def roc_auc(score: Array, real: Flags) -> float:
     -------
     float
         Area under the ROC curve.
+
+    Raises
+    ------
+    ConfigError
+        If there is one class only or a score is NaN.
     """
+    check_scores(score, real)
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - 0.5 * (counts - 1))[inverse]
     positives = int(real.sum())
@@ -84,12 +118,18 @@ def roc_curve(score: Array, real: Flags) -> tuple[Array, Array]:
     -------
     false_positive_rate, true_positive_rate : ndarray
         From (0, 0) to (1, 1), one point for each distinct score.
+
+    Raises
+    ------
+    ConfigError
+        If there is one class only or a score is NaN.
     """
+    check_scores(score, real)
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     true = np.cumsum(real[order])[last]
     false = last + 1 - true
-    return np.append(0.0, false / max(1, false[-1])), np.append(0.0, true / max(1, true[-1]))
+    return np.append(0.0, false / false[-1]), np.append(0.0, true / true[-1])
 
 
 def average_precision(score: Array, real: Flags) -> float:
@@ -106,7 +146,13 @@ def average_precision(score: Array, real: Flags) -> float:
     -------
     float
         1 for a perfect ranking, the share of real ones for a random one.
+
+    Raises
+    ------
+    ConfigError
+        If there is one class only or a score is NaN.
     """
+    check_scores(score, real)
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     true = np.cumsum(real[order])[last]
@@ -181,72 +227,3 @@ def expected_calibration_error(score: Array, real: Flags, *, bins: int = 10) -> 
     """
     mean_score, real_share, count = reliability(score, real, bins=bins)
     return float(np.nansum(np.abs(mean_score - real_share) * count) / count.sum())
-
-
-def kl_per_unit(z_mean: Array, z_log_var: Array) -> Array:
-    """Divergence of posteriors from the prior, averaged over stamps.
-
-    Parameters
-    ----------
-    z_mean, z_log_var : ndarray, shape (n, latent_size)
-        Posteriors.
-
-    Returns
-    -------
-    ndarray, shape (latent_size,)
-        In nats; near zero for a collapsed unit.
-    """
-    return np.mean(0.5 * (np.exp(z_log_var) + z_mean**2 - 1.0 - z_log_var), axis=0)  # type: ignore[no-any-return]
-
-
-def active_units(z_mean: Array, *, threshold: float = 0.01) -> int:
-    """Count the units whose posterior mean depends on the stamp.
-
-    Parameters
-    ----------
-    z_mean : ndarray, shape (n, latent_size)
-        Posterior means.
-    threshold : float
-        Variance over stamps above which a unit is active (Burda et al. 2016).
-
-    Returns
-    -------
-    int
-        At most latent_size.
-    """
-    return int((z_mean.var(axis=0) > threshold).sum())
-
-
-def mutual_information(z_mean: Array, z_log_var: Array, *, stamps: int = 1500, seed: int = 1) -> tuple[float, float]:
-    """Estimate how much the code says about which stamp it came from.
-
-    One code is drawn for each of at most `stamps` stamps and its density under its own posterior is
-    compared with that under the mixture of all of theirs. The estimate cannot exceed the logarithm of
-    their number.
-
-    Parameters
-    ----------
-    z_mean, z_log_var : ndarray, shape (n, latent_size)
-        Posteriors.
-    stamps : int
-        How many to take, at random.
-    seed : int
-        Of choice and draws.
-
-    Returns
-    -------
-    information, cap : float
-        In nats.
-    """
-    random = np.random.default_rng(seed)
-    rows = random.permutation(len(z_mean))[:stamps]
-    mean, log_var = z_mean[rows].astype(np.float64), z_log_var[rows].astype(np.float64)
-    z = mean + np.exp(0.5 * log_var) * random.standard_normal(mean.shape)
-    own = np.empty(len(rows))
-    mixture = np.empty(len(rows))
-    for i, code in enumerate(z):
-        log_density = -0.5 * (np.square(code - mean) / np.exp(log_var) + log_var).sum(axis=1)
-        own[i] = log_density[i]
-        top = log_density.max()
-        mixture[i] = top + np.log(np.exp(log_density - top).mean())
-    return float((own - mixture).mean()), float(np.log(len(rows)))
