@@ -3,6 +3,7 @@
 It is trained on draws from each stamp's posterior q(z|x). What it gives is the expected probability of
 being real over that posterior, and the probability's spread. The expectation is taken at a fixed set of
 quasi-random points, so that one stamp always gets one score. A held-out part calibrates it (Platt scaling).
+Without bogus labels there is `stream_vae.learning.positive_unlabelled`, which shares the network.
 
 References
 ----------
@@ -10,17 +11,22 @@ Huijse et al. 2018, section 4 (a one-hidden-layer classifier on the latent code)
 (the sigmoid fit with its smoothed targets); Owen 1998 (scrambled Sobol points).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_vae.errors import ConfigError
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import ScorerSection
 from stream_vae.model.backend import keras
 
 Codes = NDArray[np.float32]
+
+LEAST_TRAIN, LEAST_HELD_OUT = 5, 2
+"""Stamps of each class without which neither fitting nor calibrating means anything."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Posterior:
     z_mean, z_log_var : ndarray, shape (n, latent_size)
         The encoder's two heads.
     real : ndarray of bool, shape (n,)
-        Whether the stamp is of a real transient.
+        Whether the stamp is of a real transient. Where nothing is known to be bogus: whether it is known to be real.
     """
 
     z_mean: Codes
@@ -145,30 +151,126 @@ def fit_scorer(
     -------
     Scorer
         Calibrated to the held-out part's mix of classes.
+
+    Raises
+    ------
+    ConfigError
+        If a part has too few stamps of a class, or codes are not finite or all alike.
+    """
+    for part, name, least in ((train, "training", LEAST_TRAIN), (held_out, "validation", LEAST_HELD_OUT)):
+        check_part(part, name, least, "bogus", "set scorer.positive_unlabelled if bogus ones are not known")
+    weights = _balanced(held_out)
+    scorer = fit_network(
+        train,
+        section,
+        data={
+            "x": (train.z_mean, train.z_log_var),
+            "y": train.real.astype(np.float32)[:, np.newaxis],
+            # Both classes weigh the same while fitting; calibration brings the held-out mix back.
+            "sample_weight": _balanced(train).astype(np.float32),
+            "batch_size": min(128, max(8, len(train.real) // 8)),
+        },
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        judge=lambda scorer: _log_loss(_score(scorer, held_out), held_out.real.astype(np.float64), weights),
+        seed=seed,
+        report=report,
+    )[0]
+    return calibrate(scorer, held_out)
+
+
+def check_part(part: Posterior, name: str, least: int, others: str, remedy: str) -> None:
+    """Refuse codes from which no scorer can be learned.
+
+    Parameters
+    ----------
+    part : Posterior
+        Codes and labels.
+    name : str
+        What to call it: `training`, `validation`.
+    least : int
+        Of each class.
+    others : str
+        What the stamps are that are not real: `bogus`, `unlabelled`.
+    remedy : str
+        What else can be done about too few of them.
+
+    Raises
+    ------
+    ConfigError
+        Says what is wrong and what to do.
+    """
+    real, rest = int(part.real.sum()), int((~part.real).sum())
+    if min(real, rest) < least:
+        raise ConfigError(
+            f"The {name} part has {real} real and {rest} {others} stamps; a scorer needs {least} of each there.",
+            remedy=f"Label more stamps (the parts are cut by data.validation_fraction and data.test_fraction), "
+            f"leave `labels` out to train the scorer on simulated stamps, or {remedy}.",
+        )
+    broken = int((~(np.isfinite(part.z_mean) & np.isfinite(part.z_log_var)).all(axis=1)).sum())
+    if broken:
+        raise ConfigError(
+            f"The codes of {broken} of {real + rest} {name} stamps are not finite: the encoder diverged.",
+            remedy="Lower fit.learning_rate in the recipe and train again.",
+        )
+    if not np.ptp(part.z_mean, axis=0).max() > 1e-6:
+        raise ConfigError(
+            f"All {name} stamps have the same code, so nothing can be told from it: the model collapsed.",
+            remedy='Set loss.sigma = "analytic" in the recipe, or a lower loss.kl_weight.',
+        )
+
+
+def fit_network(
+    train: Posterior,
+    section: ScorerSection,
+    *,
+    data: dict[str, Any],
+    loss: Any,
+    judge: Callable[[Scorer], float],
+    seed: int,
+    report: Reporter = silent,
+    metrics: tuple[Any, ...] = (),
+) -> tuple[Scorer, dict[str, list[float]]]:
+    """Fit the network and keep the epoch that the judge likes best.
+
+    Parameters
+    ----------
+    train : Posterior
+        Gives the standardisation of codes.
+    section : ScorerSection
+        The recipe's.
+    data : dict
+        What `keras.Model.fit` is to learn from.
+    loss : keras.losses.Loss
+        Of labels and logits, each (batch, 1).
+    judge : callable
+        Loss of a snapshot on the held-out part.
+    seed : int
+        Of initial weights, shuffling and draws.
+    report : Reporter
+        Told after each epoch.
+    metrics : tuple
+        Keras metrics to log.
+
+    Returns
+    -------
+    scorer : Scorer
+        Not calibrated.
+    history : dict of lists
+        What Keras logged, one value an epoch.
     """
     keras.utils.set_random_seed(seed)
-    latent_size = train.z_mean.shape[1]
     # Draws have the variance of the means plus that of the posteriors.
     centre = train.z_mean.mean(axis=0)
     spread = np.sqrt(train.z_mean.var(axis=0) + np.exp(train.z_log_var).mean(axis=0))
+    spread = np.maximum(spread, 1e-3 * spread.max())  # a unit that never varies is no reason to divide by nothing
     network = _Network(section.hidden, centre, spread, seed=seed)
-    network.compile(optimizer=keras.optimizers.Adam(3e-3), loss=keras.losses.BinaryCrossentropy(from_logits=True))
-    offsets = quasi_random_offsets(section.draws, latent_size, seed=seed)
-    watch = _Watch(lambda: _as_scorer(network, centre, spread, offsets), held_out, report, section.epochs)
+    network.compile(optimizer=keras.optimizers.Adam(3e-3), loss=loss, metrics=list(metrics))
+    offsets = quasi_random_offsets(section.draws, train.z_mean.shape[1], seed=seed)
+    watch = _Watch(lambda: judge(_as_scorer(network, centre, spread, offsets)), report, section.epochs)
     stop = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=section.patience, restore_best_weights=True)
-    real_share = train.real.mean()
-    network.fit(
-        [train.z_mean, train.z_log_var],
-        train.real.astype(np.float32)[:, np.newaxis],
-        # Both classes weigh the same while fitting; calibration brings the held-out mix back.
-        sample_weight=np.where(train.real, 0.5 / real_share, 0.5 / (1.0 - real_share)).astype(np.float32),
-        batch_size=min(128, max(8, len(train.real) // 8)),
-        epochs=section.epochs,
-        verbose=0,
-        callbacks=[watch, stop],
-    )
+    history = network.fit(**data, epochs=section.epochs, verbose=0, callbacks=[watch, stop])
     report("fit scorer", section.epochs, section.epochs)
-    return calibrate(_as_scorer(network, centre, spread, offsets), held_out)
+    return _as_scorer(network, centre, spread, offsets), history.history
 
 
 def calibrate(scorer: Scorer, held_out: Posterior) -> Scorer:
@@ -191,17 +293,35 @@ def calibrate(scorer: Scorer, held_out: Posterior) -> Scorer:
     Platt 1999; the targets are smoothed as in his equation 4, so that perfectly separated classes do not
     ask for an infinite slope.
     """
-    from scipy.optimize import minimize
-
     logits = scorer.logits(held_out.z_mean, held_out.z_log_var).astype(np.float64)
     real = int(held_out.real.sum())
     target = np.where(held_out.real, (real + 1) / (real + 2), 1 / (len(held_out.real) - real + 2))
+    return rescale(scorer, logits, lambda probability: _log_loss(probability, target))
 
-    def cost(parameters: NDArray[np.float64]) -> float:
-        probability = _sigmoid(np.exp(parameters[0]) * logits + parameters[1]).mean(axis=1)
-        return _log_loss(probability, target)
 
-    found = minimize(cost, np.zeros(2), method="L-BFGS-B", bounds=[(-3.0, 3.0), (-10.0, 10.0)])
+def rescale(scorer: Scorer, logits: NDArray[np.float64], cost: Callable[[NDArray[Any]], float]) -> Scorer:
+    """Scale and shift the logit so that a cost of the expected probability is least.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        Any.
+    logits : ndarray, shape (n, draws)
+        Its logits of the stamps that the cost is of.
+    cost : callable
+        Of the expected probabilities, (n,).
+
+    Returns
+    -------
+    Scorer
+        The same with another last layer.
+    """
+    from scipy.optimize import minimize
+
+    def of_parameters(parameters: NDArray[np.float64]) -> float:
+        return cost(_sigmoid(np.exp(parameters[0]) * logits + parameters[1]).mean(axis=1))
+
+    found = minimize(of_parameters, np.zeros(2), method="L-BFGS-B", bounds=[(-3.0, 3.0), (-10.0, 10.0)])
     slope, shift = float(np.exp(found.x[0])), float(found.x[1])
     return Scorer(
         scorer.hidden_weights,
@@ -230,18 +350,25 @@ class _Network(keras.Model):
 
 
 class _Watch(keras.callbacks.Callback):
-    """Add the held-out log loss of the expected probability, which is what the scorer will be judged by."""
+    """Add the held-out loss of the expected probability, which is what the scorer will be judged by."""
 
-    def __init__(self, snapshot: Any, held_out: Posterior, report: Reporter, epochs: int) -> None:
+    def __init__(self, judge: Callable[[], float], report: Reporter, epochs: int) -> None:
         super().__init__()
-        self._snapshot, self._held_out, self._report, self._epochs = snapshot, held_out, report, epochs
-        real = held_out.real.mean()
-        self._weights = np.where(held_out.real, 0.5 / real, 0.5 / (1.0 - real))
+        self._judge, self._report, self._epochs = judge, report, epochs
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        score, _ = self._snapshot().score(self._held_out.z_mean, self._held_out.z_log_var)
-        logs["val_loss"] = _log_loss(score, self._held_out.real.astype(np.float64), self._weights)
+        logs["val_loss"] = self._judge()
         self._report("fit scorer", epoch + 1, self._epochs, f"loss {logs['val_loss']:.3f}")
+
+
+def _balanced(part: Posterior) -> NDArray[np.float64]:
+    """Weights under which both classes weigh the same, (n,)."""
+    real = part.real.mean()
+    return cast("NDArray[np.float64]", np.where(part.real, 0.5 / real, 0.5 / (1.0 - real)))
+
+
+def _score(scorer: Scorer, part: Posterior) -> Codes:
+    return scorer.score(part.z_mean, part.z_log_var)[0]
 
 
 def _as_scorer(network: Any, centre: Codes, spread: Codes, offsets: Codes) -> Scorer:
