@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
@@ -141,21 +142,39 @@ def _thin_out(
     row: npt.NDArray[np.intp], column: npt.NDArray[np.intp], region: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int64]:
     """Keep the first pixel of each region, and of long ones two more that are far enough away for another stamp."""
-    _, first, size = np.unique(region, return_index=True, return_counts=True)
-    offered = set(first.tolist())
-    for label in region[first[size > _LONG_REGION_PX]].tolist():
-        members = np.flatnonzero(region == label)
-        offered.update(members[:: max(len(members) // 12, 1)].tolist())
-    kept: list[int] = []
-    count: dict[int, int] = {}
-    for i in sorted(offered):  # most significant first
-        seen = count.get(int(region[i]), 0)
-        reach = _SEPARATION_PX if seen == 0 else _LONG_REGION_PX // 3
-        apart = np.maximum(np.abs(row[i] - row[kept]), np.abs(column[i] - column[kept])) >= reach
-        if seen < 3 and apart.all():
-            kept.append(i)
-            count[int(region[i])] = seen + 1
-    return np.array(kept, np.int64)
+    if not len(row):
+        return np.zeros(0, np.int64)
+    order = np.argsort(region, kind="stable")  # region by region, the most significant pixel first
+    start = np.flatnonzero(np.diff(region[order], prepend=-1))
+    size = np.diff(start, append=len(order))
+    offered = [order[start]]
+    for first, length in zip(start[size > _LONG_REGION_PX], size[size > _LONG_REGION_PX], strict=True):
+        offered.append(order[first : first + length : max(length // 12, 1)])
+    kept: npt.NDArray[np.int64] = _far_enough(np.unique(np.concatenate(offered)), row, column, region)
+    return kept
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _far_enough(
+    offered: npt.NDArray[np.int64],
+    row: npt.NDArray[np.int64],
+    column: npt.NDArray[np.int64],
+    region: npt.NDArray[np.int32],
+) -> npt.NDArray[np.int64]:
+    """Of the offered pixels, the most significant first, those that no kept one is too near to."""
+    kept = np.empty(len(offered), np.int64)
+    seen = np.zeros(region.max() + 1, np.int64)
+    count = 0
+    for i in offered:
+        reach = _SEPARATION_PX if seen[region[i]] == 0 else _LONG_REGION_PX // 3
+        apart = seen[region[i]] < 3
+        for k in kept[:count]:
+            apart = apart and max(abs(row[i] - row[k]), abs(column[i] - column[k])) >= reach
+        if apart:
+            kept[count] = i
+            seen[region[i]] += 1
+            count += 1
+    return kept[:count]
 
 
 def _match(

@@ -36,7 +36,7 @@ class Difference:
     science_marks, template_marks : ndarray of uint8
         Values of `Cause`.
     signal : ndarray of float32
-        Stars and galaxies of the science image without noise.
+        Stars and galaxies of the science image without noise, on the science image's own grid.
     """
 
     image: Image
@@ -72,15 +72,15 @@ def subtract(rng: np.random.Generator, conditions: Conditions, science: Exposure
         science = _resample(science, taps_x, taps_y)
     else:
         template = _resample(template, taps_x, taps_y)
-    kernel = _matching_kernel(rng, conditions, taps_x, taps_y, science.image.shape[0])
+    kernel, kept = _matching_kernel(rng, conditions, taps_x, taps_y, science.image.shape[0])
     above, below = science.image - np.float32(science.background_e), template.image - np.float32(template.background_e)
     above_variance, below_variance = _estimated_variance(science), _estimated_variance(template)
     believed = np.float32(conditions.noise_underestimate)
     science_noise, template_noise = believed * np.sqrt(above_variance), believed * np.sqrt(below_variance)
     if conditions.science_is_wider:
-        below, below_variance = _convolve(below, kernel), below_variance * _kept_variance(kernel)
+        below, below_variance = _convolve(below, kernel), below_variance * kept
     else:
-        above, above_variance = _convolve(above, kernel), above_variance * _kept_variance(kernel)
+        above, above_variance = _convolve(above, kernel), above_variance * kept
     noise = np.sqrt(above_variance + below_variance)
     image = above - np.float32(conditions.flux_scale) * below + _leftover_background(rng, conditions, noise)
     image[science.mask | template.mask] = np.nan
@@ -118,7 +118,6 @@ def _resample(exposure: Exposure, taps_x: Floats, taps_y: Floats) -> Exposure:
         exposure,
         image=_shift(filled, taps_x, taps_y),
         variance=exposure.variance * kept,
-        signal=_shift(exposure.signal, taps_x, taps_y),
         mask=mask,
     )
 
@@ -131,8 +130,10 @@ def _shift(image: Image, taps_x: Floats, taps_y: Floats) -> Image:
 
 def _matching_kernel(
     rng: np.random.Generator, conditions: Conditions, taps_x: Floats, taps_y: Floats, side: int
-) -> npt.NDArray[np.complex64]:
-    """The Fourier transform of the kernel that brings the sharper image to the other's profile, as far as it is known.
+) -> tuple[npt.NDArray[np.complex64], np.float32]:
+    """The kernel that brings the sharper image to the other's profile, as far as it is known.
+
+    Its Fourier transform, and the share of white noise's variance that a pixel keeps in a convolution with it.
 
     The best small kernel in the sense of least squares, as Alard & Lupton (1998, ApJ 503, 325) fit it: it matches what
     its basis can match, and leaves rings round bright stars where the profiles differ in other ways.
@@ -152,7 +153,7 @@ def _matching_kernel(
     gram = modes @ modes.T
     gram[np.diag_indices_from(gram)] *= 1.0 + 1e-6  # the polynomials are nearly degenerate in wide profiles
     kernel = np.tensordot(np.linalg.solve(gram, modes @ wanted), basis, axes=1)
-    return np.asarray(fft.rfft2(_embedded(kernel, side)), dtype=np.complex64)
+    return np.asarray(fft.rfft2(_embedded(kernel, side)), dtype=np.complex64), np.float32(np.sum(kernel**2))
 
 
 def _kernel_basis(fwhm_px: float) -> Image:
@@ -184,12 +185,6 @@ def _transfer(taps: Floats, *, half: bool) -> npt.NDArray[np.complex64]:
 def _convolve(image: Image, kernel: npt.NDArray[np.complex64]) -> Image:
     out: Image = fft.irfft2(fft.rfft2(image) * kernel, s=image.shape)
     return out
-
-
-def _kept_variance(kernel: npt.NDArray[np.complex64]) -> np.float32:
-    """The share of white noise's variance that a pixel keeps in a convolution: the sum of the kernel's squares."""
-    side = kernel.shape[0]
-    return np.float32(np.sum(fft.irfft2(kernel, s=(side, side)) ** 2))
 
 
 def _estimated_variance(exposure: Exposure) -> Image:

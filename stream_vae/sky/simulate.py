@@ -1,7 +1,10 @@
 """Simulated candidates: whole image pairs are made, subtracted and searched, and stamps cut round what is found."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +14,7 @@ from stream_vae.sky.conditions import Conditions, draw_conditions
 from stream_vae.sky.detection import Candidates, detect, is_ambiguous
 from stream_vae.sky.differencing import Difference, subtract
 from stream_vae.sky.exposure import expose_science, expose_template
+from stream_vae.sky.parallel import map_in_order
 from stream_vae.sky.psf import Image
 from stream_vae.sky.scene import draw_scene
 
@@ -78,6 +82,7 @@ def simulate_stamps(
     size: int = 21,
     seed: int = 0,
     real_fraction: float | None = None,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulatedStamps:
     """Simulate image pairs until there are `n` stamps.
@@ -95,6 +100,9 @@ def simulate_stamps(
         Fixes everything.
     real_fraction : float, optional
         Share of real ones. By default what the detection gives, which is 30 to 40%.
+    workers : int
+        Processes to spread the image pairs over; the stamps are the same for any number. They are spawned, so that a
+        script that asks for more than one needs ``if __name__ == "__main__":`` round what it does.
     progress : callable, optional
         Called with the number of stamps so far and `n` after every image pair.
 
@@ -106,13 +114,13 @@ def simulate_stamps(
     Raises
     ------
     ValueError
-        `n` or `size` make no sense.
+        `n`, `size`, `real_fraction` or `workers` make no sense.
     """
     if n < 1:
         raise ValueError(f"n must be positive, not {n}")
     parts: list[SimulatedStamps] = []
     done = 0
-    for part in simulate_images(n, size=size, seed=seed, real_fraction=real_fraction):
+    for part in simulate_images(n, size=size, seed=seed, real_fraction=real_fraction, workers=workers):
         parts.append(part)
         done += len(part)
         if progress is not None:
@@ -121,7 +129,7 @@ def simulate_stamps(
 
 
 def simulate_images(
-    n: int, *, size: int = 21, seed: int = 0, real_fraction: float | None = None
+    n: int, *, size: int = 21, seed: int = 0, real_fraction: float | None = None, workers: int = 1
 ) -> Iterator[SimulatedStamps]:
     """Simulate like `simulate_stamps`, and yield the stamps image by image, so that not all are in memory at once.
 
@@ -135,6 +143,8 @@ def simulate_images(
         Fixes everything.
     real_fraction : float, optional
         Share of real ones among the `n`.
+    workers : int
+        Processes, as `simulate_stamps` has them.
 
     Yields
     ------
@@ -144,18 +154,21 @@ def simulate_images(
     Raises
     ------
     ValueError
-        `size` or `real_fraction` make no sense.
+        `size`, `real_fraction` or `workers` make no sense.
     """
     if size < 3 or size % 2 == 0:
         raise ValueError(f"size must be odd and at least 3, not {size}")
-    missing, group = _wanted(n, real_fraction), 0
-    while n > 0:
-        part = _simulate_pair(np.random.default_rng((seed, group)), size, group)
-        part = _take(part, _keep(part.labels, missing, n))
-        yield part
-        missing = missing - np.bincount(part.labels, minlength=2)
-        n -= len(part)
-        group += 1
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    missing = _wanted(n, real_fraction)
+    pairs = map_in_order(partial(_simulate_pair, seed, size), count(), workers)
+    with closing(pairs):
+        while n > 0:
+            part = next(pairs)
+            part = _take(part, _keep(part.labels, missing, n))
+            yield part
+            missing = missing - np.bincount(part.labels, minlength=2)
+            n -= len(part)
 
 
 def _wanted(n: int, real_fraction: float | None) -> npt.NDArray[np.int64]:
@@ -177,7 +190,8 @@ def _keep(labels: npt.NDArray[np.int8], missing: npt.NDArray[np.int64], total: i
     return keep
 
 
-def _simulate_pair(rng: np.random.Generator, size: int, group: int) -> SimulatedStamps:
+def _simulate_pair(seed: int, size: int, group: int) -> SimulatedStamps:
+    rng = np.random.default_rng((seed, group))
     conditions = draw_conditions(rng)
     margin = size // 2 + 8  # what resampling and convolution spoil at the border stays outside every stamp
     side = fft.next_fast_len(_FIELD_PX + 2 * margin, real=True)

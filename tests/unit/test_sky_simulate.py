@@ -1,6 +1,13 @@
 """The simulator: reproducible, labelled by match with what was injected, and without shortcuts between the classes."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +19,7 @@ from stream_vae.sky.differencing import Difference, subtract
 from stream_vae.sky.exposure import expose_science, expose_template
 from stream_vae.sky.psf import Psf, add_points
 from stream_vae.sky.scene import Scene, draw_scene
+from stream_vae.sky.simulate import simulate_images
 
 SIDE = 300
 MARGIN = 18
@@ -33,6 +41,56 @@ def _head(stamps: SimulatedStamps, n: int) -> SimulatedStamps:
 
 def test_the_same_seed_gives_the_same_stamps_and_a_longer_run_begins_with_a_shorter() -> None:
     assert _same(simulate_stamps(60, seed=3), _head(simulate_stamps(90, seed=3), 60))
+
+
+def test_the_number_of_workers_changes_nothing() -> None:
+    assert _same(simulate_stamps(90, seed=3, workers=2), simulate_stamps(90, seed=3))
+
+
+def test_no_process_is_left_behind() -> None:
+    images = simulate_images(10_000, seed=3, workers=2)
+    next(images)
+    assert len(multiprocessing.active_children()) == 2
+    images.close()
+    assert not multiprocessing.active_children()
+
+
+_ENDLESS = """
+from stream_vae.sky.simulate import simulate_images
+if __name__ == "__main__":
+    for i, part in enumerate(simulate_images(10**9, seed=3, workers=2)):
+        if i == 0:
+            import multiprocessing
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(how: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(_ENDLESS)
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        if how is signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does on Ctrl-C
+        else:
+            process.kill()
+        process.wait(30)
+    deadline = time.monotonic() + 30
+    while any(map(_is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_is_running, workers))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_another_seed_gives_other_stamps() -> None:
@@ -77,7 +135,9 @@ def test_progress_ends_with_all_of_them() -> None:
     assert calls[-1] == (70, 70)
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 5, "size": 20}, {"n": 5, "real_fraction": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"n": 0}, {"n": 5, "size": 20}, {"n": 5, "real_fraction": 1.5}, {"n": 5, "workers": 0}]
+)
 def test_arguments_without_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="must be"):
         simulate_stamps(**wrong)
