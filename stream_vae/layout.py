@@ -11,7 +11,7 @@ from stream_vae.avro.program import find
 from stream_vae.avro.schema import WriterSchema
 from stream_vae.avro.walker import FieldPlan
 from stream_vae.errors import Reason, RejectedAlertError
-from stream_vae.surveys import CUTOUTS, Fields, Profile
+from stream_vae.surveys import CUTOUTS, Fields, Profile, SolarSystem
 
 _SHAPE = ("height", "width")
 _INTEGER = frozenset((Kind.INT, Kind.LONG))
@@ -22,6 +22,7 @@ _KINDS = {
     "object_id": _TEXT,
     "band": _TEXT,
     **dict.fromkeys(_SHAPE, _INTEGER),
+    **dict.fromkeys(("solar_system.object_id", "solar_system.name"), _TEXT),
 }
 """What may stand behind a name, null apart; a number where nothing is said. A field of another type is no field."""
 
@@ -37,6 +38,8 @@ class Layout:
         The survey's paths.
     limits : Limits
         Bounds on what one record may cost.
+    solar_system : bool
+        Find the profile's section of that name too, its fields as `solar_system.name`: for labels, not for serving.
 
     Raises
     ------
@@ -46,11 +49,11 @@ class Layout:
 
     __slots__ = ("_index", "plan")
 
-    def __init__(self, writer: WriterSchema, profile: Profile, limits: Limits) -> None:
+    def __init__(self, writer: WriterSchema, profile: Profile, limits: Limits, *, solar_system: bool = False) -> None:
         root = resolve(writer.parsed, max_depth=limits.max_depth)
         present = {
             name: path
-            for name, alternatives in _wanted(profile).items()
+            for name, alternatives in _wanted(profile, solar_system=solar_system).items()
             if (path := next((path for path in alternatives if _fits(find(root, path), name)), None)) is not None
         }
         if "alert_id" not in present:
@@ -133,7 +136,9 @@ def _fits(node: Node | None, name: str) -> bool:
     return bool(kinds) and kinds <= _KINDS.get(name, _NUMBER)
 
 
-def _wanted(profile: Profile) -> dict[str, tuple[str, ...]]:
+def _wanted(profile: Profile, *, solar_system: bool) -> dict[str, tuple[str, ...]]:
     fields = {name: getattr(profile.fields, name) for name in Fields.model_fields}
     cutouts = {name: profile.cutouts.paths(name) for name in CUTOUTS}
-    return fields | cutouts | {name: getattr(profile.cutouts, name) for name in _SHAPE}
+    asked = profile.solar_system if solar_system else None
+    more = {} if asked is None else {f"solar_system.{name}": getattr(asked, name) for name in SolarSystem.model_fields}
+    return fields | cutouts | {name: getattr(profile.cutouts, name) for name in _SHAPE} | more

@@ -77,6 +77,7 @@ _FAMILIES = (
     "demo",
     "run",
     "train",
+    "labels",
     "releases",
     "reservoir",
     "retrain",

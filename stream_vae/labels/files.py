@@ -209,8 +209,8 @@ def _check_columns(path: Path, names: Sequence[str], required: Sequence[str], op
             remedy=f"Name them in the header: {', '.join(required)}.",
         )
     for name in names:
-        near = get_close_matches(name, optional, n=1, cutoff=0.85)
-        if near and name not in {*required, *optional}:
+        near = get_close_matches(name, optional, n=1, cutoff=0.8)
+        if near and name not in {*required, *optional} and near[0] not in names:
             raise ConfigError(f"{path} has a column {name}.", remedy=f"Did you mean {near[0]}? Rename it.")
 
 

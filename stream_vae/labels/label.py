@@ -84,7 +84,7 @@ class Label(NamedTuple):
         """
         return cls(
             _alert_id(record.get("alert_id")),
-            _label(record.get("label")),
+            parse_label(record.get("label")),
             _provenance(record.get("provenance")),
             _confidence(record.get("confidence")),
             _time(record.get("labelled_at")),
@@ -143,7 +143,24 @@ def _alert_id(value: object) -> str:
     return text
 
 
-def _label(value: object) -> int:
+def parse_label(value: object) -> int:
+    """Read one of the three labels.
+
+    Parameters
+    ----------
+    value : object
+        1, 0, -1, or these or "real", "bogus", "unknown" as text.
+
+    Returns
+    -------
+    int
+        1, 0 or -1.
+
+    Raises
+    ------
+    LabelError
+        If it is none of these.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     found = _WORDS.get(str(value).strip().lower()) if not isinstance(value, bool) else None

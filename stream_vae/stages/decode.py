@@ -37,12 +37,15 @@ class Decoder:
         The survey's paths.
     limits : Limits
         Bounds on what one record may cost.
+    solar_system : bool
+        Find the fields that tell of asteroids too: for labels, not for serving.
     """
 
-    def __init__(self, frames: FrameReader, profile: Profile, limits: Limits) -> None:
+    def __init__(self, frames: FrameReader, profile: Profile, limits: Limits, *, solar_system: bool = False) -> None:
         self._frames = frames
         self._profile = profile
         self._limits = limits
+        self._solar_system = solar_system
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
 
     def decode(self, packets: Sequence[Packet]) -> Decoded:
@@ -84,7 +87,8 @@ class Decoder:
     def _layout(self, writer: WriterSchema) -> Layout:
         layout = self._layouts.get(writer.digest)
         if layout is None:
-            layout = self._layouts[writer.digest] = Layout(writer, self._profile, self._limits)
+            layout = Layout(writer, self._profile, self._limits, solar_system=self._solar_system)
+            self._layouts[writer.digest] = layout
             if len(self._layouts) > self._limits.schema_cache_entries:
                 self._layouts.popitem(last=False)
         return layout

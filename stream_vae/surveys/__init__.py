@@ -86,6 +86,30 @@ class Cutouts(BaseModel):
         return {"difference": self.difference, "science": self.science, "template": self.template}[name]
 
 
+class SolarSystem(BaseModel):
+    """Dotted paths of what the alert says of known solar-system objects; read for labels only, not in serving."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    distance_arcsec: Paths = ()
+    """To the nearest known object; negative or null where there is none."""
+    object_id: Paths = ()
+    """Of the object that the survey has linked with the detection; zero or null where there is none."""
+    name: Paths = ()
+    magnitude: Paths = ()
+    """Predicted for the object."""
+    alert_magnitude: Paths = ()
+    """Of the detection."""
+    alert_flux_njy: Paths = ()
+    """Of the detection, where the alert has no magnitude."""
+
+    @model_validator(mode="after")
+    def _tells_a_match(self) -> "SolarSystem":
+        if not (self.distance_arcsec or self.object_id):
+            raise ValueError("give the path of distance_arcsec or of object_id")
+        return self
+
+
 class Profile(BaseModel):
     """One survey: names, fields, cutouts."""
 
@@ -99,6 +123,8 @@ class Profile(BaseModel):
     """How the band field's values are called, where they are numbers."""
     fields: Fields
     cutouts: Cutouts
+    solar_system: SolarSystem | None = None
+    """Absent: the survey's alerts say nothing of asteroids."""
 
     def midpoint_mjd(self, time: float | None) -> float | None:
         """Turn the time field's value into a modified Julian date.
@@ -177,7 +203,7 @@ def _message(kind: str, message: str, where: tuple[int | str, ...]) -> str:
     if kind == "missing":
         return "is required."
     if kind == "extra_forbidden":
-        sections: dict[str, type[BaseModel]] = {"fields": Fields, "cutouts": Cutouts}
+        sections: dict[str, type[BaseModel]] = {"fields": Fields, "cutouts": Cutouts, "solar_system": SolarSystem}
         known = list(sections.get(str(where[0]), Profile).model_fields)
         near = get_close_matches(str(where[-1]), known, n=1)
         return f"is no key; did you mean {near[0]}?" if near else f"is no key; known here: {', '.join(known)}."
