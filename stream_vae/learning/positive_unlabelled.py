@@ -36,6 +36,7 @@ from stream_vae.learning.classifier import (
     fit_scorer,
     rescale,
 )
+from stream_vae.learning.measures import roc_auc
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import ScorerSection
 from stream_vae.model.backend import keras
@@ -66,6 +67,16 @@ class PositiveUnlabelledFit:
     prior: float
     estimated: bool
     corrected: float
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a release's card says of it.
+
+        Returns
+        -------
+        dict
+            Plain values for JSON.
+        """
+        return {"prior": self.prior, "prior_estimated": self.estimated, "corrected_batches": self.corrected}
 
 
 def fit_positive_unlabelled(
@@ -226,6 +237,34 @@ def calibrate_positive_unlabelled(scorer: Scorer, held_out: Posterior, prior: fl
     return rescale(scorer, logits, cost)
 
 
+def measure_positive_unlabelled(score: Array, real: NDArray[np.bool_], prior: float) -> dict[str, Any]:
+    """Compute what can be known of scores without a stamp that is known to be bogus.
+
+    Parameters
+    ----------
+    score : ndarray, shape (n,)
+        High for real.
+    real : ndarray of bool, shape (n,)
+        Known to be real; the others are unlabelled.
+    prior : float
+        Share of real ones among the unlabelled.
+
+    Returns
+    -------
+    dict
+        Plain numbers for JSON; the `auc` is the one of real against bogus if the prior is right.
+    """
+    against_unlabelled = roc_auc(score, real)
+    return {
+        "real": int(real.sum()),
+        "unlabelled": int((~real).sum()),
+        "auc_against_unlabelled": against_unlabelled,
+        "auc": corrected_auc(against_unlabelled, prior),
+        "log_loss": positive_unlabelled_loss(score, real, prior),
+        "mean_unlabelled_score": float(score[~real].mean()),
+    }
+
+
 def corrected_auc(auc: float, prior: float) -> float:
     """AUC of real against bogus, from the one of real against unlabelled.
 
@@ -239,7 +278,11 @@ def corrected_auc(auc: float, prior: float) -> float:
     Returns
     -------
     float
-        At most 1.
+        Cut at 1, which chance can exceed.
+
+    References
+    ----------
+    Menon et al. 2015, corollary 3.
     """
     return min(1.0, (auc - 0.5 * prior) / (1.0 - prior))
 

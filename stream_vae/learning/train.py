@@ -15,6 +15,7 @@ from stream_vae.learning.classifier import Posterior, Scorer, fit_scorer
 from stream_vae.learning.data import open_source
 from stream_vae.learning.export import export_networks
 from stream_vae.learning.fit import Fit, decode, encode, fit_cvae
+from stream_vae.learning.positive_unlabelled import check_labels, fit_positive_unlabelled, measure_positive_unlabelled
 from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, load_recipe
 from stream_vae.learning.reference import write_reference
@@ -26,6 +27,9 @@ from stream_vae.model.release import REFERENCE, ReleaseCard
 from stream_vae.model.store import ReleaseStore, write_release
 
 log = logging.getLogger(__name__)
+
+_UNLABELLED_TOO = "data, with unlabelled stamps"
+"""Where labels of a positive-unlabelled scorer come from."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class _Run:
     labelled: _Labelled
     fit: Fit
     scorer: Scorer
+    prior: dict[str, Any] | None
+    """What a positive-unlabelled scorer stands on; None for any other."""
 
 
 def train(
@@ -131,8 +137,8 @@ def _train(recipe: Recipe, data: StampSet, store: ReleaseStore, report: Reporter
     split = _split(recipe, data)
     labelled = _labelled(recipe, data, split, report)
     fit = fit_cvae(recipe, data.stamps[split.train], data.stamps[split.validation], report=report)
-    scorer = _fit_scorer(recipe, fit, labelled, report)
-    run = _Run(recipe, data, split, labelled, fit, scorer)
+    scorer, prior = _fit_scorer(recipe, fit, labelled, report)
+    run = _Run(recipe, data, split, labelled, fit, scorer, prior)
     with tempfile.TemporaryDirectory(prefix="stream-vae-train-") as name:
         return _release(run, store, Path(name))
 
@@ -157,10 +163,12 @@ def _release(run: _Run, store: ReleaseStore, folder: Path) -> ReleaseCard:
 
 
 def _split(recipe: Recipe, data: StampSet) -> Split:
-    fractions = recipe.data
+    fractions, labels = recipe.data, data.labels
+    if recipe.scorer.positive_unlabelled and (labels == REAL).any():
+        labels = np.where(labels == UNKNOWN, np.int8(BOGUS), labels)  # each part needs some of these, too
     return split_by_group(
         data.groups,
-        data.labels,
+        labels,
         validation_fraction=fractions.validation_fraction,
         test_fraction=fractions.test_fraction,
         seed=recipe.seed,
@@ -170,34 +178,54 @@ def _split(recipe: Recipe, data: StampSet) -> Split:
 def _labelled(recipe: Recipe, data: StampSet, split: Split, report: Reporter) -> _Labelled:
     """Choose what the scorer learns from: the data's own labels, or simulated stamps if it has none."""
     known = {int(label) for label in np.unique(data.labels)} - {UNKNOWN}
+    name = data.snapshot["name"]
+    if recipe.scorer.positive_unlabelled and data.snapshot["kind"] != "reservoir":  # which never has labels
+        check_labels(data.snapshot["real"], data.snapshot["unlabelled"], name)
+        return _Labelled(data, split, _UNLABELLED_TOO)
     if known == {REAL, BOGUS}:
         return _Labelled(data, split, "data")
     if known:
+        unlabelled = "; or set scorer.positive_unlabelled = true, which learns from real and unlabelled ones (-1)"
         raise ConfigError(
-            f"All labels of {data.snapshot['name']} say {'real' if known == {REAL} else 'bogus'}: a scorer needs both.",
-            remedy="Add stamps of the other class, or leave `labels` out to train the scorer on simulated stamps.",
+            f"All labels of {name} say {'real' if known == {REAL} else 'bogus'}: a scorer needs both.",
+            remedy="Add stamps of the other class, or leave `labels` out to train the scorer on simulated stamps"
+            f"{unlabelled if known == {REAL} else ''}.",
         )
     log.warning("%s has no labels: the scorer is trained on simulated stamps.", data.snapshot["name"])
     stamps = _read(recipe, "sim", None, report)
     return _Labelled(stamps, _split(recipe, stamps), "simulation")
 
 
-def _posterior(fit: Fit, labelled: _Labelled, rows: NDArray[np.int64]) -> Posterior:
-    rows = rows[labelled.stamps.labels[rows] != UNKNOWN]
+def _posterior(
+    fit: Fit, labelled: _Labelled, rows: NDArray[np.int64], labels: tuple[int, ...] = (REAL, BOGUS)
+) -> Posterior:
+    rows = rows[np.isin(labelled.stamps.labels[rows], labels)]
     z_mean, z_log_var = encode(fit.model, labelled.stamps.stamps[rows])
     return Posterior(z_mean, z_log_var, labelled.stamps.labels[rows] == REAL)
 
 
-def _fit_scorer(recipe: Recipe, fit: Fit, labelled: _Labelled, report: Reporter) -> Scorer:
-    train = _posterior(fit, labelled, labelled.split.train)
-    held_out = _posterior(fit, labelled, labelled.split.validation)
-    return fit_scorer(train, held_out, recipe.scorer, seed=recipe.seed, report=report)
+def _fit_scorer(
+    recipe: Recipe, fit: Fit, labelled: _Labelled, report: Reporter
+) -> tuple[Scorer, dict[str, Any] | None]:
+    parts = labelled.split
+    if labelled.origin != _UNLABELLED_TOO:
+        train, held_out = (_posterior(fit, labelled, rows) for rows in (parts.train, parts.validation))
+        return fit_scorer(train, held_out, recipe.scorer, seed=recipe.seed, report=report), None
+    train, held_out = (_posterior(fit, labelled, rows, (REAL, UNKNOWN)) for rows in (parts.train, parts.validation))
+    bogus = _posterior(fit, labelled, parts.train, (BOGUS,))
+    found = fit_positive_unlabelled(train, held_out, recipe.scorer, bogus=bogus, seed=recipe.seed, report=report)
+    return found.scorer, found.describe()
 
 
 def _score_metrics(run: _Run) -> dict[str, Any]:
-    test = _posterior(run.fit, run.labelled, run.labelled.split.test)
-    score, _ = run.scorer.score(test.z_mean, test.z_log_var)
     origin = {"labels_from": run.labelled.origin, "held_out": run.labelled.split.held_out}
+    rows = run.labelled.split.test
+    if run.prior is not None:
+        test = _posterior(run.fit, run.labelled, rows, (REAL, UNKNOWN))
+        score, _ = run.scorer.score(test.z_mean, test.z_log_var)
+        return origin | run.prior | measure_positive_unlabelled(score, test.real, run.prior["prior"])
+    test = _posterior(run.fit, run.labelled, rows)
+    score, _ = run.scorer.score(test.z_mean, test.z_log_var)
     return origin | measure_scores(score, test.real)
 
 
