@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from stream_vae.learning import measures
-from stream_vae.learning.fit import decode, encode, fit_cvae
+from stream_vae.learning.fit import decode, encode, fit_model
 from stream_vae.learning.progress import reporter
 from stream_vae.learning.recipe import Recipe, build_recipe, load_recipe
 from stream_vae.learning.reference import pca_squared_error, principal_components
@@ -55,7 +55,7 @@ def judge(recipe: Recipe, data: StampSet, image: int, *, labels: int, draws: int
     held_out, fitted = shuffled[: len(inside) // 10], shuffled[len(inside) // 10 :]
     began = time.monotonic()
     with reporter() as report:
-        fit = fit_cvae(recipe, data.stamps[fitted], data.stamps[held_out], report=report)
+        fit = fit_model(recipe, data, np.sort(fitted), np.sort(held_out), report=report)
     seconds = time.monotonic() - began
     train, test = data.stamps[inside], data.stamps[outside]
     train_real, test_real = data.labels[inside] == REAL, data.labels[outside] == REAL

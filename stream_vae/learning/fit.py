@@ -1,19 +1,26 @@
-"""Fit the CVAE: seeds, optimiser, early stopping, turned and mirrored stamps, history."""
+"""Fit the recipe's model to stamps in memory or on disk: seeds, optimiser, early stopping, checkpoints."""
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
+from stream_vae.learning.batches import Batches, inputs_of
+from stream_vae.learning.course import Checkpoint, Course, assign, fingerprint
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import Recipe
+from stream_vae.learning.stamps import StampSet
 from stream_vae.model.backend import keras
 from stream_vae.model.cvae import CVAE
 
 Stamps = NDArray[np.float32]
+
+MAX_VALIDATION = 20_000
+"""Stamps that an epoch is judged by: more would move the loss by less than an epoch does."""
 
 
 @dataclass(frozen=True)
@@ -38,85 +45,71 @@ class Fit:
     seconds: float
 
 
-def turn(stamps: Stamps, which: NDArray[np.int64]) -> Stamps:
-    """Turn and mirror each stamp its own way: the eight symmetries of a square.
+class _Watch(keras.callbacks.Callback):
+    """After each epoch: note it, save it, report it, and stop if it is time."""
 
-    Parameters
-    ----------
-    stamps : ndarray, shape (n, size, size, channels)
-        All channels of a stamp are turned together.
-    which : ndarray of int, shape (n,)
-        0 to 3: quarter turns; 4 to 7: the same of the mirrored stamp.
-
-    Returns
-    -------
-    ndarray, shape (n, size, size, channels)
-        A new array.
-    """
-    turned = np.empty_like(stamps)
-    for symmetry in range(8):
-        chosen = which == symmetry
-        some = stamps[chosen]
-        some = some[:, :, ::-1] if symmetry >= 4 else some
-        turned[chosen] = np.rot90(some, symmetry % 4, axes=(1, 2))
-    return turned
-
-
-class Batches(keras.utils.PyDataset):
-    """Shuffled batches of stamps, turned at random, the same for the same seed.
-
-    Parameters
-    ----------
-    stamps : ndarray, shape (n, size, size, channels)
-        Normalised stamps.
-    batch_size : int
-        Stamps a batch; a last short batch of each epoch is left out, the shuffle brings its stamps elsewhere.
-    seed : int
-        Of shuffling and turning.
-    augment : bool
-        Whether to turn.
-    """
-
-    def __init__(self, stamps: Stamps, *, batch_size: int, seed: int, augment: bool) -> None:
+    def __init__(self, course: Course, checkpoint: Checkpoint | None, report: Reporter, epochs: int) -> None:
         super().__init__()
-        self._stamps = stamps
-        self._batch_size = min(batch_size, len(stamps))
-        self._random = np.random.default_rng(seed)
-        self._augment = augment
-        self._order = self._random.permutation(len(stamps))
-
-    def __len__(self) -> int:
-        return len(self._stamps) // self._batch_size
-
-    def __getitem__(self, index: int) -> tuple[Stamps]:
-        batch = self._stamps[self._order[index * self._batch_size : (index + 1) * self._batch_size]]
-        if self._augment:
-            batch = turn(batch, self._random.integers(0, 8, len(batch)))
-        return (batch,)
-
-    def on_epoch_end(self) -> None:
-        """Shuffle anew."""
-        self._order = self._random.permutation(len(self._stamps))
-
-
-class _Report(keras.callbacks.Callback):
-    def __init__(self, report: Reporter, epochs: int) -> None:
-        super().__init__()
-        self._report = report
-        self._epochs = epochs
+        self._course, self._checkpoint = course, checkpoint
+        self._report, self._epochs = report, epochs
+        self._since = time.monotonic()
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras' signature
-        self._report("fit", 0, self._epochs)
+        self._report("fit", self._course.epochs, self._epochs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        error, kl = logs["val_reconstruction_loss"], logs["val_kl_loss"]
-        note = f"loss {logs['val_loss']:.1f}  squared error {error:.2f}  KL {kl:.1f}"
+        parts = {"loss": "val_loss", "squared error": "val_reconstruction_loss", "KL": "val_kl_loss"}
+        note = "  ".join(f"{name} {logs[key]:.4g}" for name, key in parts.items() if key in logs)
         self._report("fit", epoch + 1, self._epochs, note)
         if not np.isfinite(logs["loss"]):
             raise ConfigError(
                 f"The loss is {logs['loss']} after epoch {epoch + 1}: training diverged.",
                 remedy="Lower fit.learning_rate in the recipe.",
             )
+        self._course.take(logs, self.model)
+        now = time.monotonic()
+        self._course.seconds += now - self._since
+        self._since = now
+        if self._checkpoint is not None:
+            self._checkpoint.save(self.model, self._course)
+        if self._course.stopped:
+            self.model.stop_training = True
+
+
+class _Pace:
+    """Report batches where an epoch is long."""
+
+    interval_s = 5.0
+
+    def __init__(self, report: Reporter) -> None:
+        self._report = report
+        self._last = time.monotonic()
+
+    def __call__(self, epoch: int, batch: int, batches: int) -> None:
+        now = time.monotonic()
+        if batch == 1:  # a new epoch, or a look at the shapes before the first
+            self._last = now
+        elif now - self._last >= self.interval_s:
+            self._last = now
+            self._report("batches", batch, batches, f"epoch {epoch + 1}")
+
+
+def model_inputs(recipe: Recipe) -> tuple[str, ...]:
+    """Name what the recipe's model takes of each stamp.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its `loss` section counts.
+
+    Returns
+    -------
+    tuple of str
+        `stamp`, and `noise` and `label` where the loss needs them.
+    """
+    loss = recipe.loss
+    noise = ("noise",) if getattr(loss, "noise_map", False) else ()
+    return ("stamp", *noise, *(("label",) if getattr(loss, "label_weight", 0.0) > 0 else ()))
 
 
 def new_model(recipe: Recipe, *, steps_per_epoch: int) -> CVAE:
@@ -148,20 +141,36 @@ def new_model(recipe: Recipe, *, steps_per_epoch: int) -> CVAE:
     )
 
 
-def fit_cvae(recipe: Recipe, train: Stamps, validation: Stamps, *, report: Reporter = silent) -> Fit:
-    """Fit the recipe's CVAE; stop when the validation loss no longer falls.
+def fit_model(
+    recipe: Recipe,
+    data: StampSet,
+    train_rows: NDArray[Any],
+    validation_rows: NDArray[Any],
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    report: Reporter = silent,
+) -> Fit:
+    """Fit the recipe's model; stop when the validation loss no longer falls.
 
     The validation loss is taken at the schedule's final KL weight from the first epoch, so that an epoch
-    of the warm-up cannot pass for the best one.
+    of the warm-up cannot pass for the best one. Stamps are drawn from the set batch by batch: one on disk is never
+    in memory as a whole.
 
     Parameters
     ----------
     recipe : Recipe
         What to fit and how.
-    train, validation : ndarray, shape (n, size, size, channels)
-        Normalised stamps.
+    data : StampSet
+        Normalised stamps, in memory or on disk.
+    train_rows, validation_rows : ndarray of int
+        Rows to fit to, and rows to stop on; of these at most `MAX_VALIDATION`, chosen by the seed, are looked at.
+    checkpoint : Path, optional
+        Folder that gets the state after every epoch.
+    resume : bool
+        Go on from what is there; without anything there, begin.
     report : Reporter
-        Told after each epoch.
+        Told after each epoch, and every few seconds in a long one.
 
     Returns
     -------
@@ -171,29 +180,57 @@ def fit_cvae(recipe: Recipe, train: Stamps, validation: Stamps, *, report: Repor
     Raises
     ------
     ConfigError
-        If the loss stops being finite.
+        If the loss stops being finite, the recipe needs noise maps that the stamps have not, or the checkpoint is
+        another recipe's or another run's.
     """
     keras.utils.set_random_seed(recipe.seed)
-    section = recipe.fit
-    batches = Batches(train, batch_size=section.batch_size, seed=recipe.seed, augment=recipe.data.augment)
-    model = new_model(recipe, steps_per_epoch=len(batches))
-    model.compile(optimizer=_optimizer(recipe, steps=len(batches) * section.epochs))
-    stop = keras.callbacks.EarlyStopping(
-        "val_loss", mode="min", patience=section.patience, restore_best_weights=True, start_from_epoch=0
-    )
-    began = time.monotonic()
-    history = model.fit(
-        batches,
-        validation_data=(validation, None),
-        validation_batch_size=512,
-        epochs=section.epochs,
-        shuffle=False,  # the batches shuffle themselves, from their own seed
-        verbose=0,
-        callbacks=[stop, _Report(report, section.epochs)],
-    ).history
+    section, inputs = recipe.fit, model_inputs(recipe)
+    if resume and checkpoint is None:
+        raise ConfigError("--resume has nothing to go on from.", remedy="Name the folder with --checkpoint DIR.")
+    saved = Checkpoint(checkpoint, fingerprint(recipe, data, train_rows, validation_rows)) if checkpoint else None
+    if saved is not None and saved.exists and not resume:
+        raise ConfigError(
+            f"{checkpoint} holds the checkpoint of an earlier run.",
+            remedy="Add --resume to go on with it, or name an empty folder.",
+        )
+    steps = max(1, len(train_rows) // min(section.batch_size, len(train_rows)))
+    model = new_model(recipe, steps_per_epoch=steps)
+    model.compile(optimizer=_optimizer(recipe, steps=steps * section.epochs))
+    model.optimizer.build(model.trainable_variables)
+    course = Course(section.patience)
+    if saved is not None and saved.exists:
+        course = saved.load(model, section.patience)
+    if not course.stopped and course.epochs < section.epochs:
+        model.fit(
+            Batches(
+                data,
+                train_rows,
+                inputs=inputs,
+                batch_size=section.batch_size,
+                seed=recipe.seed,
+                augment=recipe.data.augment,
+                first_epoch=course.epochs,
+                watch=_Pace(report),
+            ),
+            validation_data=(inputs_of(data, _some(validation_rows, recipe.seed), inputs), None),
+            validation_batch_size=512,
+            initial_epoch=course.epochs,
+            epochs=section.epochs,
+            shuffle=False,  # the batches shuffle themselves, from their own seed
+            verbose=0,
+            callbacks=[_Watch(course, saved, report, section.epochs)],
+        )
+    assign(model.variables, course.best)
     report("fit", section.epochs, section.epochs)
-    values = {name: [float(value) for value in column] for name, column in history.items()}
-    return Fit(model, values, int(np.argmin(values["val_loss"])) + 1, time.monotonic() - began)
+    return Fit(model, course.history, course.best_epoch, course.seconds)
+
+
+def _some(rows: NDArray[Any], seed: int) -> NDArray[Any]:
+    """As many rows as a validation needs, ascending."""
+    if len(rows) <= MAX_VALIDATION:
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), MAX_VALIDATION, replace=False)
+    return rows[np.sort(chosen)]
 
 
 def _optimizer(recipe: Recipe, *, steps: int) -> Any:

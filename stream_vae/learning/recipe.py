@@ -65,7 +65,7 @@ class LossSection(_Section):
 class FitSection(_Section):
     """The optimiser and when to stop."""
 
-    optimizer: Literal["adam", "nadam"] = "adam"
+    optimizer: Literal["adam", "nadam"] = "nadam"
     learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
     decay: Literal["none", "cosine"] = "cosine"
     batch_size: int = Field(default=128, ge=8, le=8192)

@@ -14,7 +14,7 @@ from stream_vae.errors import ConfigError
 from stream_vae.learning.classifier import Posterior, Scorer, fit_scorer
 from stream_vae.learning.data import open_source
 from stream_vae.learning.export import export_networks
-from stream_vae.learning.fit import Fit, decode, encode, fit_cvae
+from stream_vae.learning.fit import Fit, decode, encode, fit_model
 from stream_vae.learning.positive_unlabelled import check_labels, fit_positive_unlabelled, measure_positive_unlabelled
 from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, load_recipe
@@ -136,7 +136,7 @@ def _read(recipe: Recipe, data: str | StampSource, survey: str | None, report: R
 def _train(recipe: Recipe, data: StampSet, store: ReleaseStore, report: Reporter) -> ReleaseCard:
     split = _split(recipe, data)
     labelled = _labelled(recipe, data, split, report)
-    fit = fit_cvae(recipe, data.stamps[split.train], data.stamps[split.validation], report=report)
+    fit = fit_model(recipe, data, split.train, split.validation, report=report)
     scorer, prior = _fit_scorer(recipe, fit, labelled, report)
     run = _Run(recipe, data, split, labelled, fit, scorer, prior)
     with tempfile.TemporaryDirectory(prefix="stream-vae-train-") as name:
