@@ -31,7 +31,7 @@ def stamps_from_alerts(path: Path, survey: str | None, preprocessing: Preprocess
     Parameters
     ----------
     path : Path
-        Every file in it, at any depth, in the order of their names; one packet a file.
+        Every file in it, at any depth, in the order of their names; one packet a file. Or one such file.
     survey : str or None
         The survey's profile; None tells it from the packets.
     preprocessing : Preprocessing
@@ -47,7 +47,8 @@ def stamps_from_alerts(path: Path, survey: str | None, preprocessing: Preprocess
     ConfigError
         If there are no packets, or none that the profile can read.
     """
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    inside = [path] if path.is_file() else path.rglob("*")
+    files = sorted(file for file in inside if file.is_file() and not file.name.startswith("."))
     if not files:
         raise ConfigError(f"The folder {path} is empty.", remedy="Give a folder of alert packets, one a file.")
     probe = files[:: max(1, len(files) // PROBED)][:PROBED]
@@ -66,7 +67,11 @@ def stamps_from_alerts(path: Path, survey: str | None, preprocessing: Preprocess
         for i in range(0, len(files), PACKETS):
             yield readers[best].read(files[i : i + PACKETS])
 
-    return StampSource("alerts", f"{path.name} ({best})", len(files), chunks, grouped=True)
+    def describe(row: int) -> dict[str, str]:
+        file = files[row]
+        return readers[best].name(file) | {"file": file.name if file == path else str(file.relative_to(path))}
+
+    return StampSource("alerts", f"{path.name} ({best})", len(files), chunks, grouped=True, describe=describe)
 
 
 class _Reader:
@@ -88,6 +93,15 @@ class _Reader:
             members[row] = str(alert.field("object_id") or alert.alert_id)
         groups = np.array([_number(member) for member in members], np.int64)
         return Chunk(stamps, quality, np.full(len(files), UNKNOWN, np.int8), groups)
+
+    def name(self, file: Path) -> dict[str, str]:
+        """Ids of the alert in a file, as far as they can be read."""
+        alerts = self._decoder.decode([_packet(file)]).alerts
+        if not alerts:
+            return {}
+        alert = alerts[0]
+        known = alert.field("object_id")
+        return {"alert": alert.alert_id} | ({} if known is None else {"object": str(known)})
 
     def count_scoreable(self, files: Sequence[Path]) -> tuple[int, int, int]:
         """How many packets give a stamp, how many of these a whole one, and how many of the fields are there."""
