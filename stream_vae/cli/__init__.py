@@ -77,6 +77,7 @@ _FAMILIES = (
     "demo",
     "run",
     "train",
+    "similar",
     "labels",
     "releases",
     "reservoir",
