@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from stream_vae.errors import FatalError
 from stream_vae.learning.classifier import Scorer
 from stream_vae.learning.fit import decode, encode
-from stream_vae.model.cvae import CVAE, LOG_VAR_LIMIT, side_lengths
+from stream_vae.model.autoencoder import Autoencoder
+from stream_vae.model.networks import LOG_VAR_LIMIT, side_lengths
 from stream_vae.stages.encode import open_session
 
 Array = NDArray[np.float32]
@@ -91,12 +92,12 @@ def _conv(graph: _Graph, tensor: str, network: Any, layer: str, *, side: int, st
     return graph.add("Relu", out) if relu else out
 
 
-def write_encoder(model: CVAE, path: Path) -> None:
+def write_encoder(model: Autoencoder, path: Path) -> None:
     """Write the encoder: `stamp` to `z_mean` and `z_log_var`.
 
     Parameters
     ----------
-    model : CVAE
+    model : Autoencoder
         A fitted model.
     path : Path
         The .onnx file.
@@ -129,12 +130,12 @@ def write_encoder(model: CVAE, path: Path) -> None:
     graph.save(path, {"stamp": (size, size, channels)}, {"z_mean": (latent,), "z_log_var": (latent,)})
 
 
-def write_decoder(model: CVAE, path: Path) -> None:
+def write_decoder(model: Autoencoder, path: Path) -> None:
     """Write the decoder: `z` to `reconstruction`.
 
     Parameters
     ----------
-    model : CVAE
+    model : Autoencoder
         A fitted model.
     path : Path
         The .onnx file.
@@ -192,14 +193,14 @@ def write_scorer(scorer: Scorer, path: Path) -> None:
     graph.save(path, codes, {"real_score": (), "real_score_std": ()})
 
 
-def export_networks(folder: Path, model: CVAE, scorer: Scorer | None, stamps: Array) -> None:
+def export_networks(folder: Path, model: Autoencoder, scorer: Scorer | None, stamps: Array) -> None:
     """Write `encoder.onnx`, `decoder.onnx`, `cvae.keras` and, if there is a scorer, `scorer.onnx`; check them.
 
     Parameters
     ----------
     folder : Path
         Where to; exists.
-    model : CVAE
+    model : Autoencoder
         A fitted model.
     scorer : Scorer or None
         Its scorer.

@@ -15,7 +15,9 @@ from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import Recipe
 from stream_vae.learning.stamps import StampSet
 from stream_vae.model.backend import keras
+from stream_vae.model.autoencoder import Autoencoder
 from stream_vae.model.cvae import CVAE
+from stream_vae.model.scae import SCAE
 
 Stamps = NDArray[np.float32]
 
@@ -29,7 +31,7 @@ class Fit:
 
     Parameters
     ----------
-    model : CVAE
+    model : Autoencoder
         At the epoch with the lowest validation loss.
     history : dict of lists
         What Keras logged, one value an epoch.
@@ -39,7 +41,7 @@ class Fit:
         How long fitting took.
     """
 
-    model: CVAE
+    model: Autoencoder
     history: dict[str, list[float]]
     best_epoch: int
     seconds: float
@@ -108,11 +110,11 @@ def model_inputs(recipe: Recipe) -> tuple[str, ...]:
         `stamp`, and `noise` and `label` where the loss needs them.
     """
     loss = recipe.loss
-    noise = ("noise",) if getattr(loss, "noise_map", False) else ()
-    return ("stamp", *noise, *(("label",) if getattr(loss, "label_weight", 0.0) > 0 else ()))
+    noise = ("noise",) if loss.noise_map else ()
+    return ("stamp", *noise, *(("label",) if loss.label_weight > 0 else ()))
 
 
-def new_model(recipe: Recipe, *, steps_per_epoch: int) -> CVAE:
+def new_model(recipe: Recipe, *, steps_per_epoch: int) -> Autoencoder:
     """Make the untrained model that a recipe describes.
 
     Parameters
@@ -124,20 +126,34 @@ def new_model(recipe: Recipe, *, steps_per_epoch: int) -> CVAE:
 
     Returns
     -------
-    CVAE
+    Autoencoder
         With weights drawn at random.
     """
-    loss = recipe.loss
+    loss, model = recipe.loss, recipe.model
+    sizes: dict[str, Any] = {
+        "stamp_size": recipe.preprocessing.stamp_size,
+        "channels": len(recipe.preprocessing.cutouts),
+        "latent_size": model.latent_size,
+        "filters": model.filters,
+        "linear_skip": model.linear_skip,
+        "seed": recipe.seed,
+    }
+    if model.kind == "scae":
+        return SCAE(**sizes, sparsity=loss.sparsity)
     return CVAE(
-        stamp_size=recipe.preprocessing.stamp_size,
-        channels=len(recipe.preprocessing.cutouts),
-        latent_size=recipe.model.latent_size,
-        filters=recipe.model.filters,
-        linear_skip=recipe.model.linear_skip,
+        **sizes,
         decoder_variance=None if loss.sigma == "analytic" else float(loss.sigma) ** 2,
+        objective=loss.objective,
         kl_weight=loss.kl_weight,
-        anneal_steps=loss.anneal_epochs * steps_per_epoch if loss.anneal == "linear" else 0,
-        seed=recipe.seed,
+        anneal=loss.anneal,
+        anneal_steps=loss.anneal_epochs * steps_per_epoch,
+        cycles=loss.cycles,
+        tolerance=loss.tolerance,
+        importance_samples=loss.importance_samples,
+        prior=model.prior,
+        pseudo_inputs=model.pseudo_inputs,
+        noise_map=loss.noise_map,
+        label_weight=loss.label_weight,
     )
 
 
@@ -243,12 +259,14 @@ def _optimizer(recipe: Recipe, *, steps: int) -> Any:
     return kind(learning_rate=rate, global_clipnorm=1000.0)
 
 
-def encode(model: CVAE, stamps: Stamps, *, batch_size: int = 1024) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def encode(
+    model: Autoencoder, stamps: Stamps, *, batch_size: int = 1024
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Encode stamps with Keras.
 
     Parameters
     ----------
-    model : CVAE
+    model : Autoencoder
         A fitted model.
     stamps : ndarray, shape (n, size, size, channels)
         Normalised stamps.
@@ -265,12 +283,12 @@ def encode(model: CVAE, stamps: Stamps, *, batch_size: int = 1024) -> tuple[NDAr
     return z_mean, z_log_var
 
 
-def decode(model: CVAE, codes: NDArray[np.float32], *, batch_size: int = 1024) -> Stamps:
+def decode(model: Autoencoder, codes: NDArray[np.float32], *, batch_size: int = 1024) -> Stamps:
     """Decode codes with Keras.
 
     Parameters
     ----------
-    model : CVAE
+    model : Autoencoder
         A fitted model.
     codes : ndarray, shape (n, latent_size)
         Latent codes.

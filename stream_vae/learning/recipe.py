@@ -27,8 +27,10 @@ class DataSection(_Section):
 
     simulated_stamps: int = Field(default=6000, ge=64)
     """How many to simulate when the data are `sim`, or when the scorer has no labels of its own."""
-    max_stamps: int = Field(default=200_000, ge=64)
-    """A larger set is thinned at random to this many, which bounds the memory."""
+    add_simulated: int = Field(default=0, ge=0)
+    """So many labelled simulated stamps join the data's training part; never validation or test."""
+    max_stamps: int | None = Field(default=None, ge=64)
+    """A larger set is thinned at random to this many. Memory needs no bound: a large set is spooled to disk."""
     min_stamps: int = Field(default=64, ge=16)
     """Fewer usable stamps than this are refused."""
     validation_fraction: float = Field(default=0.15, gt=0.0, lt=0.5)
@@ -38,21 +40,42 @@ class DataSection(_Section):
 
 
 class ModelSection(_Section):
-    """Sizes of the CVAE."""
+    """Which model, and its sizes."""
 
+    kind: Literal["cvae", "scae"] = "cvae"
+    """The paper's VAE, or the sparse autoencoder that it compares with."""
     latent_size: int = Field(default=21, ge=2, le=256)
     filters: int = Field(default=32, ge=4, le=256)
     linear_skip: bool = False
+    """Linear paths from pixels to the mean code, and from the code to pixels."""
+    prior: Literal["normal", "vamp"] = "normal"
+    """Of the codes: standard normal, or a learned mixture (VampPrior)."""
+    pseudo_inputs: int = Field(default=100, ge=2, le=4096)
+    """Components of a learned prior."""
 
 
 class LossSection(_Section):
-    """The bound and its schedule."""
+    """What is minimised, and its schedule."""
 
+    objective: Literal["elbo", "geco", "iwae"] = "elbo"
+    """The bound; the least KL at a `tolerance` of reconstruction; the bound of several `importance_samples`."""
     sigma: float | Literal["analytic"] = "analytic"
     """The decoder's standard deviation per pixel of a normalised stamp, or fitted (sigma-VAE)."""
     kl_weight: float = Field(default=1.0, gt=0.0, le=10.0)
-    anneal: Literal["none", "linear"] = "none"
+    anneal: Literal["none", "linear", "sigmoid", "cyclical"] = "none"
     anneal_epochs: int = Field(default=0, ge=0)
+    cycles: int = Field(default=4, ge=1, le=100)
+    """Of cyclical annealing, within `anneal_epochs`."""
+    tolerance: float | None = Field(default=None, gt=0.0)
+    """`geco`: the mean squared error of a pixel that is aimed at."""
+    importance_samples: int = Field(default=8, ge=1, le=1000)
+    """`iwae`: draws a stamp; fitting takes about as many times as long."""
+    noise_map: bool = False
+    """Weigh each pixel by its own noise, where the stamps bring it."""
+    label_weight: float = Field(default=0.0, ge=0.0, le=1e4)
+    """Nats of a labelled stamp's cross-entropy in the loss; 0 learns without labels."""
+    sparsity: float = Field(default=0.005, ge=0.0)
+    """`scae`: weight of the code's l1 norm."""
 
     @field_validator("sigma")
     @classmethod
@@ -60,6 +83,20 @@ class LossSection(_Section):
         if not isinstance(sigma, str) and sigma <= 0:
             raise ValueError("must be above zero, or 'analytic'")
         return sigma
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "LossSection":
+        if (self.objective == "geco") != (self.tolerance is not None):
+            raise ValueError("loss.tolerance belongs to loss.objective = 'geco', which needs it")
+        if self.objective == "geco" and (self.noise_map or self.sigma != "analytic"):
+            raise ValueError(
+                "loss.objective = 'geco' sets the variance itself: leave loss.sigma and loss.noise_map out"
+            )
+        if self.objective != "elbo" and (self.kl_weight != 1.0 or self.anneal != "none"):
+            raise ValueError("loss.kl_weight and loss.anneal belong to loss.objective = 'elbo'")
+        if (self.anneal == "none") != (self.anneal_epochs == 0):
+            raise ValueError("loss.anneal and loss.anneal_epochs belong together: give both or neither")
+        return self
 
 
 class FitSection(_Section):
@@ -108,6 +145,15 @@ class Recipe(_Section):
     loss: LossSection = LossSection()
     fit: FitSection = FitSection()
     scorer: ScorerSection = ScorerSection()
+
+    @model_validator(mode="after")
+    def _suits_the_model(self) -> "Recipe":
+        # By value: a recipe that comes back from a release names every key.
+        own = {key for key, value in self.loss if key != "sparsity" and value != LossSection.model_fields[key].default}
+        if self.model.kind == "scae" and (own or self.model.prior != "normal"):
+            named = ", ".join(sorted(f"loss.{key}" for key in own) or ["model.prior"])
+            raise ValueError(f"{named} mean nothing to model.kind = 'scae', whose loss has loss.sparsity alone")
+        return self
 
     @field_validator("preprocessing")
     @classmethod

@@ -1,138 +1,39 @@
-"""The convolutional VAE of Huijse et al. 2018, on whichever backend Keras runs.
+"""The convolutional VAE of Huijse et al. 2018 and what may be asked of it, on whichever backend Keras runs.
 
-A stamp of 21x21 goes through three 3x3 convolutions of stride 2 (21-11-6-3) into two linear
-heads, the mean and log-variance of its latent code; the decoder mirrors them with
-nearest-neighbour upsampling (3-6-11-21) and a linear output. What is optional: the size of
-everything, a linear path beside the network (`linear_skip`), and a decoder variance that is
-fitted (sigma-VAE) rather than fixed.
+The paper's model is `CVAE(decoder_variance=1.0)`: the bound with unit variance. Options: a variance that is fitted
+(sigma-VAE), a KL weight and its schedule, a constrained objective (GECO), the importance-weighted bound, a learned
+prior (VampPrior), a likelihood with each pixel's own noise, and a term for those stamps that have labels.
 
 References
 ----------
-Huijse, Astorga, Estevez & Pignata 2018, ESANN, "Latent representations of transient
-candidates from an astronomical image difference pipeline using Variational Autoencoders".
+Huijse, Astorga, Estevez & Pignata 2018, ESANN, "Latent representations of transient candidates from an astronomical
+image difference pipeline using Variational Autoencoders"; Rezende & Viola 2018 (GECO, algorithm 1); Kingma et al. 2014
+(semi-supervised VAEs); the references of `losses`, `schedules` and `priors`.
 """
 
 from typing import Any
 
 from stream_vae.model import losses
+from stream_vae.model.autoencoder import Autoencoder, stamp_of
 from stream_vae.model.backend import keras
-from stream_vae.model.losses import KlSchedule, Tensor
+from stream_vae.model.losses import Tensor
+from stream_vae.model.priors import StandardNormal, VampPrior
+from stream_vae.model.schedules import KlSchedule
 
-STRIDED_LAYERS = 3
-LOG_VAR_LIMIT = 20.0
-"""Log-variances are clipped to +-20, so that no stamp, however odd, overflows an exponential."""
-
-
-def side_lengths(stamp_size: int) -> list[int]:
-    """Side of the feature maps from the stamp down to the last convolution.
-
-    Parameters
-    ----------
-    stamp_size : int
-        Side of a stamp in pixels.
-
-    Returns
-    -------
-    list of int
-        For 21: [21, 11, 6, 3].
-    """
-    sides = [stamp_size]
-    for _ in range(STRIDED_LAYERS):
-        sides.append(-(-sides[-1] // 2))
-    return sides
-
-
-def encoder_network(
-    stamp_size: int, channels: int, latent_size: int, filters: int, *, linear_skip: bool = False
-) -> "keras.Model":
-    """Build the network from a stamp to the mean and log-variance of its code.
-
-    Parameters
-    ----------
-    stamp_size, channels : int
-        Shape of a stamp.
-    latent_size : int
-        Units of the code.
-    filters : int
-        Filters of each convolution.
-    linear_skip : bool
-        Add a linear map of the pixels to the mean.
-
-    Returns
-    -------
-    keras.Model
-        (n, stamp_size, stamp_size, channels) -> two of (n, latent_size).
-    """
-    stamp = keras.Input((stamp_size, stamp_size, channels), name="stamp")
-    x = stamp  # (n, 21, 21, c)
-    for i in range(STRIDED_LAYERS):
-        conv = keras.layers.Conv2D(
-            filters, 3, strides=2, padding="same", activation="relu", data_format="channels_last", name=f"conv{i + 1}"
-        )
-        x = conv(x)  # (n, 11, 11, f), (n, 6, 6, f), (n, 3, 3, f)
-    features = keras.layers.Flatten(data_format="channels_last")(x)
-    z_mean = keras.layers.Dense(latent_size, name="z_mean")(features)
-    z_log_var = keras.layers.Dense(latent_size, name="z_log_var")(features)
-    if linear_skip:
-        pixels = keras.layers.Flatten(data_format="channels_last")(stamp)
-        z_mean = z_mean + keras.layers.Dense(latent_size, use_bias=False, name="skip")(pixels)
-    z_log_var = keras.ops.clip(z_log_var, -LOG_VAR_LIMIT, LOG_VAR_LIMIT)
-    return keras.Model(stamp, [z_mean, z_log_var], name="encoder")
-
-
-def decoder_network(
-    stamp_size: int, channels: int, latent_size: int, filters: int, *, linear_skip: bool = False
-) -> "keras.Model":
-    """Build the network from a latent code to a stamp.
-
-    Parameters
-    ----------
-    stamp_size, channels : int
-        Shape of a stamp.
-    latent_size : int
-        Units of the code.
-    filters : int
-        Filters of each convolution.
-    linear_skip : bool
-        Add a linear map of the code to the pixels.
-
-    Returns
-    -------
-    keras.Model
-        (n, latent_size) -> (n, stamp_size, stamp_size, channels).
-    """
-    sides = side_lengths(stamp_size)[::-1]  # 3, 6, 11, 21
-    code = keras.Input((latent_size,), name="z")
-    x = keras.layers.Dense(sides[0] ** 2 * filters, activation="relu", name="unfold")(code)
-    x = keras.layers.Reshape((sides[0], sides[0], filters))(x)
-    for i, side in enumerate(sides[1:]):
-        last = i == STRIDED_LAYERS - 1
-        x = keras.layers.UpSampling2D(2, interpolation="nearest", data_format="channels_last")(x)
-        # An odd side is nearest-neighbour resizing too: doubling and dropping the last row and column.
-        extra = 2 * sides[i] - side
-        x = keras.layers.Cropping2D(((0, extra), (0, extra)), data_format="channels_last")(x)
-        x = keras.layers.Conv2D(
-            channels if last else filters,
-            3,
-            padding="same",
-            activation="linear" if last else "relu",
-            data_format="channels_last",
-            name=f"conv{i + 1}",
-        )(x)  # (n, 6, 6, f), (n, 11, 11, f), (n, 21, 21, c)
-    if linear_skip:
-        pixels = keras.layers.Dense(stamp_size**2 * channels, use_bias=False, name="skip")(code)
-        x = x + keras.layers.Reshape((stamp_size, stamp_size, channels))(pixels)
-    return keras.Model(code, x, name="decoder")
+_GECO_RATE = 0.02
+"""How fast the multiplier follows the constraint: a violation of 100% doubles it in 35 batches."""
+_GECO_MEMORY = 0.99
+_GECO_RANGE = (1e-4, 1e4)
 
 
 @keras.saving.register_keras_serializable(package="stream_vae")
-class CVAE(keras.Model):
+class CVAE(Autoencoder):
     """Encoder, decoder and the loss between them.
 
-    Compile it with an optimizer alone and fit it on normalised stamps without targets. What it
-    logs per stamp: `loss` (negative bound at the current KL weight), `reconstruction_loss` (summed squared
-    error), `kl_loss` (nats), `elbo` (nats, at weight 1 whatever the schedule). In
-    evaluation `loss` is taken at the schedule's final weight, so epochs can be compared.
+    It logs per stamp: `loss` (negative objective, at the current KL weight), `reconstruction_loss` (summed squared
+    error), `kl_loss` (nats), `elbo` (nats, at weight 1 whatever the schedule), with labels `label_loss` (cross-entropy
+    of a labelled stamp), with several draws `iwae_bound` (nats). In evaluation `loss` is taken at the schedule's final
+    weight and without the label term, so epochs can be compared.
 
     Parameters
     ----------
@@ -146,10 +47,28 @@ class CVAE(keras.Model):
         Linear paths from pixels to mean and from code to pixels.
     decoder_variance : float or None
         The decoder's sigma^2 per pixel; None fits it (analytic sigma-VAE).
+    objective : {"elbo", "geco", "iwae"}
+        What is maximised: the bound, reconstruction to a tolerance, or the importance-weighted bound.
     kl_weight : float
-        Final weight of the KL term.
+        Final weight of the KL term; `elbo` alone has one.
+    anneal : {"none", "linear", "sigmoid", "cyclical"}
+        How that weight gets there.
     anneal_steps : int
-        Batches over which that weight rises from zero; 0 for none.
+        Batches until it is there; 0 for no annealing.
+    cycles : int
+        Of `cyclical`.
+    tolerance : float or None
+        `geco`: the mean squared error per pixel that is aimed at.
+    importance_samples : int
+        `iwae`: draws a stamp.
+    prior : {"normal", "vamp"}
+        Standard normal, or learned.
+    pseudo_inputs : int
+        `vamp`: components of the prior.
+    noise_map : bool
+        Take each pixel's noise into the likelihood; the fitted variance is then what is left beside it.
+    label_weight : float
+        Weight of a labelled stamp's cross-entropy, in nats; 0 takes no labels.
     seed : int
         Of the draws from the posterior.
     **kwargs
@@ -165,99 +84,126 @@ class CVAE(keras.Model):
         filters: int = 32,
         linear_skip: bool = False,
         decoder_variance: float | None = None,
+        objective: str = "elbo",
         kl_weight: float = 1.0,
+        anneal: str = "linear",
         anneal_steps: int = 0,
+        cycles: int = 4,
+        tolerance: float | None = None,
+        importance_samples: int = 1,
+        prior: str = "normal",
+        pseudo_inputs: int = 100,
+        noise_map: bool = False,
+        label_weight: float = 0.0,
         seed: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self._settings = {
+        settings = {
             "stamp_size": stamp_size,
             "channels": channels,
             "latent_size": latent_size,
             "filters": filters,
             "linear_skip": linear_skip,
             "decoder_variance": decoder_variance,
+            "objective": objective,
             "kl_weight": kl_weight,
+            "anneal": anneal,
             "anneal_steps": anneal_steps,
+            "cycles": cycles,
+            "tolerance": tolerance,
+            "importance_samples": importance_samples,
+            "prior": prior,
+            "pseudo_inputs": pseudo_inputs,
+            "noise_map": noise_map,
+            "label_weight": label_weight,
             "seed": seed,
         }
-        self.pixels = stamp_size**2 * channels
-        self.fits_variance = decoder_variance is None
-        self.schedule = KlSchedule(kl_weight, anneal_steps)
-        self.draws = keras.random.SeedGenerator(seed)
-        sizes = (stamp_size, channels, latent_size, filters)
-        self.encoder = encoder_network(*sizes, linear_skip=linear_skip)
-        self.decoder = decoder_network(*sizes, linear_skip=linear_skip)
-        initial = 1.0 if decoder_variance is None else decoder_variance
-        self.variance = self._state("variance", initial)
-        self.steps = self._state("steps", 0.0)
-        names = ("reconstruction_loss", "kl_loss", "elbo")
-        self.parts = [keras.metrics.Mean(name=name) for name in names]
-        self.built = True  # both networks are: nothing waits for a first batch
+        more = (("label_loss",) if label_weight else ()) + (("iwae_bound",) if objective == "iwae" else ())
+        parts = ("reconstruction_loss", "kl_loss", "elbo", *more)
+        super().__init__(settings, decoder_variance=decoder_variance, parts=parts, **kwargs)
+        self.objective, self.tolerance, self.importance_samples = objective, tolerance, importance_samples
+        self.noise_map, self.label_weight = noise_map, label_weight
+        self.schedule = KlSchedule(kl_weight, anneal_steps, anneal, cycles)  # type: ignore[arg-type]
+        self.prior: Any = VampPrior(self.encoder, pseudo_inputs) if prior == "vamp" else StandardNormal(latent_size)
+        if objective == "geco":
+            self.multiplier = self.state("multiplier", 1.0)
+            self.violation = self.state("violation", 0.0)
+        if label_weight:
+            self.label_head = keras.layers.Dense(1, name="label")
+            self.label_head.build((None, latent_size))
 
-    def _state(self, name: str, value: float) -> Any:
-        return self.add_weight(shape=(), initializer=keras.initializers.Constant(value), trainable=False, name=name)
-
-    def get_config(self) -> dict[str, Any]:
-        """Give the arguments that rebuild this model.
-
-        Returns
-        -------
-        dict
-            Constructor arguments by name.
-        """
-        return {**super().get_config(), **self._settings}
-
-    def sample(self, z_mean: Tensor, z_log_var: Tensor) -> Tensor:
-        """Draw one code for each stamp from its posterior.
+    def sample(self, z_mean: Tensor, z_log_var: Tensor, count: int | None = None) -> Tensor:
+        """Draw codes from the posteriors.
 
         Parameters
         ----------
         z_mean, z_log_var : tensor, shape (n, latent_size)
             The encoder's two heads.
+        count : int, optional
+            How many a stamp; absent: one, without an axis of its own.
 
         Returns
         -------
-        tensor, shape (n, latent_size)
+        tensor, shape (n, latent_size) or (count, n, latent_size)
             Differentiable in both heads.
         """
-        noise = keras.random.normal(keras.ops.shape(z_mean), dtype=z_mean.dtype, seed=self.draws)
+        shape = keras.ops.shape(z_mean)
+        noise = keras.random.normal(shape if count is None else (count, *shape), dtype=z_mean.dtype, seed=self.draws)
         return z_mean + keras.ops.exp(0.5 * z_log_var) * noise
 
-    def call(self, stamps: Tensor, training: bool = False) -> dict[str, Tensor]:
+    def prior_sample(self, count: int) -> Tensor:
+        """Draw codes from the prior.
+
+        Parameters
+        ----------
+        count : int
+            How many.
+
+        Returns
+        -------
+        tensor, shape (count, latent_size)
+            To be decoded.
+        """
+        return self.prior.sample(count, seed=self.draws)
+
+    def call(self, inputs: Any, training: bool = False) -> dict[str, Tensor]:
         """Encode, draw, decode.
 
         Parameters
         ----------
-        stamps : tensor, shape (n, stamp_size, stamp_size, channels)
-            Normalised stamps.
+        inputs : tensor or dict of tensors
+            Normalised stamps (n, stamp_size, stamp_size, channels), or these as `stamp`.
         training : bool
             Keras' flag; the draw is made either way, as the bound asks.
 
         Returns
         -------
         dict of tensors
-            `z_mean`, `z_log_var` and `reconstruction`.
+            `z_mean`, `z_log_var`, the draw `z` and its `reconstruction`.
         """
-        z_mean, z_log_var = self.encoder(stamps, training=training)
-        reconstruction = self.decoder(self.sample(z_mean, z_log_var), training=training)
-        return {"z_mean": z_mean, "z_log_var": z_log_var, "reconstruction": reconstruction}
+        z_mean, z_log_var = self.encoder(stamp_of(inputs), training=training)
+        z = self.sample(z_mean, z_log_var)
+        return {
+            "z_mean": z_mean,
+            "z_log_var": z_log_var,
+            "z": z,
+            "reconstruction": self.decoder(z, training=training),
+        }
 
     def compute_loss(
         self,
-        x: Tensor = None,
+        x: Any = None,
         y: Tensor = None,  # noqa: ARG002 - Keras' signature; there are no targets
         y_pred: Any = None,
         sample_weight: Tensor = None,  # noqa: ARG002 - Keras' signature
         training: bool = True,
     ) -> Tensor:
-        """Negative bound, averaged over the batch, at the schedule's KL weight.
+        """Negative objective, averaged over the batch, at the schedule's KL weight.
 
         Parameters
         ----------
-        x : tensor, shape (n, stamp_size, stamp_size, channels)
-            The stamps.
+        x : tensor or dict of tensors
+            The stamps, or these as `stamp` with `noise` and `label` where the loss takes them.
         y : None
             Unused.
         y_pred : dict of tensors
@@ -272,16 +218,64 @@ class CVAE(keras.Model):
         tensor, scalar
             In nats a stamp.
         """
-        squared_error = losses.summed_squared_error(x, y_pred["reconstruction"])
-        kl = keras.ops.sum(losses.kl_per_unit(y_pred["z_mean"], y_pred["z_log_var"]), axis=-1)
-        weight: Tensor = self.schedule.final
+        ops = keras.ops
+        squared_error = losses.summed_squared_error(stamp_of(x), y_pred["reconstruction"])
+        posterior = y_pred["z_mean"], y_pred["z_log_var"]
+        kl = self.prior.divergence(y_pred["z"], *posterior)
+        weight = self.schedule.at(self.steps) if training else self.schedule.final
         if training:
-            weight = self.schedule.at(self.steps)
-            if self.fits_variance:
-                error = keras.ops.mean(squared_error) / self.pixels
-                self.variance.assign(losses.next_variance(self.variance, error, self.steps))
-            self.steps.assign(self.steps + 1.0)
-        nll = losses.gaussian_nll(squared_error, self.variance, self.pixels)
-        for part, values in zip(self.parts, (squared_error, kl, -nll - kl), strict=True):
-            part.update_state(values)
-        return keras.ops.mean(nll + weight * kl)
+            self.move_variance(self._unexplained(x, y_pred["reconstruction"], squared_error))
+        nll = self._nll(x, y_pred["reconstruction"])
+        self.log(reconstruction_loss=squared_error, kl_loss=kl, elbo=-nll - kl)
+        if self.objective == "iwae":
+            loss = -self._importance_weighted(x, *posterior)
+            self.log(iwae_bound=-loss)
+        elif self.objective == "geco" and training:
+            loss = kl + self._constraint(squared_error)
+        else:
+            loss = nll + weight * kl
+        if self.label_weight and training:
+            loss = loss + self.label_weight * self._label_loss(x["label"], y_pred["z"])
+        return ops.mean(loss)
+
+    def _nll(self, x: Any, reconstruction: Tensor) -> Tensor:
+        if self.noise_map:
+            return losses.noise_map_nll(x["stamp"], reconstruction, x["noise"], self.variance)
+        error = losses.summed_squared_error(stamp_of(x), reconstruction)
+        return losses.gaussian_nll(error, self.variance, self.pixels)
+
+    def _unexplained(self, x: Any, reconstruction: Tensor, squared_error: Tensor) -> Tensor:
+        if self.noise_map:
+            return losses.excess_variance(x["stamp"], reconstruction, x["noise"])
+        return keras.ops.mean(squared_error) / self.pixels
+
+    def _importance_weighted(self, x: Any, z_mean: Tensor, z_log_var: Tensor) -> Tensor:
+        ops = keras.ops
+
+        def log_joint(codes: Tensor) -> Tensor:  # (K, n, latent_size)
+            stamps = self.decoder(ops.reshape(codes, (-1, codes.shape[-1])))
+            stamps = ops.reshape(stamps, (self.importance_samples, -1, *stamps.shape[1:]))
+            return self.prior.log_density(codes) - self._nll(x, stamps)
+
+        z = self.sample(z_mean, z_log_var, self.importance_samples)
+        return losses.importance_weighted(z, z_mean, z_log_var, log_joint)
+
+    def _constraint(self, squared_error: Tensor) -> Tensor:
+        """The multiplier's term; at multiplier 1 its gradient is that of a likelihood with the tolerance as variance."""
+        ops = keras.ops
+        violation = ops.mean(squared_error) / (self.pixels * self.tolerance) - 1.0
+        kept = ops.minimum(_GECO_MEMORY, self.steps / (self.steps + 10.0))
+        self.violation.assign(ops.stop_gradient(kept * self.violation + (1.0 - kept) * violation))
+        step = ops.exp(_GECO_RATE * ops.clip(self.violation, -1.0, 1.0))
+        self.multiplier.assign(ops.clip(self.multiplier * step, *_GECO_RANGE))
+        return ops.stop_gradient(self.multiplier) * 0.5 * self.pixels * violation
+
+    def _label_loss(self, label: Tensor, z: Tensor) -> Tensor:
+        """Cross-entropy of the labelled stamps, zero for the others, (n,)."""
+        ops = keras.ops
+        logit = self.label_head(z)[:, 0]
+        known = ops.cast(label >= 0.0, logit.dtype)
+        # log(1 + exp(logit)) - target * logit
+        each = known * (ops.softplus(logit) - ops.maximum(label, 0.0) * logit)
+        self.log(label_loss=ops.sum(each) / ops.maximum(1.0, ops.sum(known)))
+        return each

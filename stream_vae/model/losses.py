@@ -1,18 +1,18 @@
-"""The parts of the CVAE's loss: squared error, Gaussian likelihood, KL term and its weight.
+"""The parts of the losses: squared error, Gaussian likelihoods, divergences, the importance-weighted bound.
 
-All sums run over a stamp's pixels or over the latent units, never over the batch, so that
-every part comes out as one number a stamp, in nats where it is a likelihood. The two
-terms of the bound keep their natural proportion whatever the stamp's size.
+All sums run over a stamp's pixels or over the latent units, never over the batch, so that every part comes out as one
+number a stamp, in nats where it is a likelihood. The two terms of the bound keep their natural proportion whatever the
+stamp's size. Leading axes beside the batch (several draws a stamp) are carried along.
 
 References
 ----------
-Kingma & Welling 2014 (the bound and its closed-form KL term, appendix B); Rybkin, Daniilidis
-& Levine 2021 (sigma-VAE: the analytic optimum of the decoder's variance, section 4.2);
-Bowman et al. 2016 (annealing the KL weight).
+Kingma & Welling 2014 (the bound and its closed-form KL term, appendix B); Rybkin, Daniilidis & Levine 2021
+(sigma-VAE: the analytic optimum of the decoder's variance, section 4.2); Burda, Grosse & Salakhutdinov 2016 (the
+importance-weighted bound, equation 8); Tucker et al. 2018 (its doubly reparameterised gradient, equation 8).
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from stream_vae.model.backend import keras
@@ -23,21 +23,24 @@ Tensor = Any
 MIN_VARIANCE = 1e-6
 """Floor of the decoder's variance: a perfect fit (a batch of blank stamps) must not divide by zero."""
 
+_PIXELS = (-3, -2, -1)
+_LOG_2PI = math.log(2.0 * math.pi)
+
 
 def summed_squared_error(stamps: Tensor, reconstructions: Tensor) -> Tensor:
     """Sum each stamp's squared residuals over pixels and channels.
 
     Parameters
     ----------
-    stamps, reconstructions : tensor, shape (n, size, size, channels)
+    stamps, reconstructions : tensor, shape (..., size, size, channels)
         Normalised stamps and what the decoder makes of their codes.
 
     Returns
     -------
-    tensor, shape (n,)
+    tensor, shape (...)
         The summed squared error of each stamp.
     """
-    return keras.ops.sum(keras.ops.square(stamps - reconstructions), axis=(1, 2, 3))
+    return keras.ops.sum(keras.ops.square(stamps - reconstructions), axis=_PIXELS)
 
 
 def gaussian_nll(squared_error: Tensor, variance: Tensor, pixels: int) -> Tensor:
@@ -45,7 +48,7 @@ def gaussian_nll(squared_error: Tensor, variance: Tensor, pixels: int) -> Tensor
 
     Parameters
     ----------
-    squared_error : tensor, shape (n,)
+    squared_error : tensor, shape (...)
         From `summed_squared_error`.
     variance : tensor, scalar
         The decoder's variance sigma^2, common to all pixels.
@@ -54,10 +57,71 @@ def gaussian_nll(squared_error: Tensor, variance: Tensor, pixels: int) -> Tensor
 
     Returns
     -------
-    tensor, shape (n,)
+    tensor, shape (...)
         In nats, with its constant: negative where sigma is small.
     """
-    return squared_error / (2.0 * variance) + 0.5 * pixels * keras.ops.log(2.0 * math.pi * variance)
+    return squared_error / (2.0 * variance) + 0.5 * pixels * (_LOG_2PI + keras.ops.log(variance))
+
+
+def noise_map_nll(stamps: Tensor, reconstructions: Tensor, noise: Tensor, variance: Tensor) -> Tensor:
+    """Negative log-likelihood of a stamp whose pixels have their own, known noise beside the decoder's variance.
+
+    Parameters
+    ----------
+    stamps, reconstructions : tensor, shape (..., size, size, channels)
+        Normalised stamps and what the decoder makes of their codes.
+    noise : tensor, shape (n, size, size, channels)
+        Standard deviation of each pixel in the stamp's scaled units. Where it is not above zero or not finite the
+        pixel is unknown: it counts nothing and has no gradient.
+    variance : tensor, scalar
+        What the decoder misses beside the noise.
+
+    Returns
+    -------
+    tensor, shape (...)
+        In nats, with its constant.
+    """
+    ops = keras.ops
+    known = known_pixels(noise)
+    total = ops.square(ops.where(known, noise, 1.0)) + variance  # chosen first: no NaN gets into a gradient
+    each = ops.square(stamps - reconstructions) / total + _LOG_2PI + ops.log(total)
+    return 0.5 * ops.sum(ops.where(known, each, 0.0), axis=_PIXELS)
+
+
+def known_pixels(noise: Tensor) -> Tensor:
+    """Tell which pixels have a noise that one can divide by.
+
+    Parameters
+    ----------
+    noise : tensor, shape (n, size, size, channels)
+        A noise map.
+
+    Returns
+    -------
+    tensor of bool, shape (n, size, size, channels)
+        Where it is above zero and finite.
+    """
+    return keras.ops.logical_and(keras.ops.isfinite(noise), noise > 0.0)
+
+
+def excess_variance(stamps: Tensor, reconstructions: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared residual beyond what the noise map explains: the moment estimate of the decoder's variance.
+
+    Parameters
+    ----------
+    stamps, reconstructions, noise : tensor, shape (n, size, size, channels)
+        As for `noise_map_nll`.
+
+    Returns
+    -------
+    tensor, scalar
+        Per known pixel; negative where the noise map is larger than the residuals.
+    """
+    ops = keras.ops
+    known = known_pixels(noise)
+    excess = ops.square(stamps - reconstructions) - ops.square(ops.where(known, noise, 0.0))
+    count = ops.maximum(1.0, ops.sum(ops.cast(known, excess.dtype)))
+    return ops.sum(ops.where(known, excess, 0.0)) / count
 
 
 def kl_per_unit(z_mean: Tensor, z_log_var: Tensor) -> Tensor:
@@ -74,6 +138,23 @@ def kl_per_unit(z_mean: Tensor, z_log_var: Tensor) -> Tensor:
         In nats, never negative.
     """
     return 0.5 * (keras.ops.exp(z_log_var) + keras.ops.square(z_mean) - 1.0 - z_log_var)
+
+
+def log_normal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """Log-density of codes under a diagonal Gaussian.
+
+    Parameters
+    ----------
+    z, mean, log_var : tensor, shape (..., latent_size)
+        Shapes that broadcast.
+
+    Returns
+    -------
+    tensor, shape (...)
+        In nats.
+    """
+    ops = keras.ops
+    return -0.5 * ops.sum(_LOG_2PI + log_var + ops.square(z - mean) * ops.exp(-log_var), axis=-1)
 
 
 def next_variance(variance: Tensor, mean_squared_error: Tensor, step: Tensor) -> Tensor:
@@ -101,34 +182,42 @@ def next_variance(variance: Tensor, mean_squared_error: Tensor, step: Tensor) ->
     return keras.ops.stop_gradient(keras.ops.maximum(average, MIN_VARIANCE))
 
 
-@dataclass(frozen=True)
-class KlSchedule:
-    """The weight of the KL term (`beta`) as training goes on.
+def importance_weighted(z: Tensor, z_mean: Tensor, z_log_var: Tensor, log_joint: Callable[[Tensor], Tensor]) -> Tensor:
+    """The importance-weighted bound of each stamp, with its doubly reparameterised gradient.
+
+    The value is log 1/K sum_k w_k with w_k = p(x, z_k) / q(z_k | x). Its gradient reaches the decoder weighted by
+    the normalised w_k, and the encoder, through the draws alone, by their squares: that has the plain gradient's
+    expectation and a variance that does not grow with K.
 
     Parameters
     ----------
-    final : float
-        The weight at the end. Below 1 the objective is no longer a bound on the evidence.
-    anneal_steps : int
-        Batches over which the weight rises linearly from zero; 0 for no annealing.
+    z : tensor, shape (K, n, latent_size)
+        Draws from the posteriors, differentiable in both heads.
+    z_mean, z_log_var : tensor, shape (n, latent_size)
+        The posteriors.
+    log_joint : callable
+        Codes of z's shape to log p(x, z), shape (K, n).
+
+    Returns
+    -------
+    tensor, shape (n,)
+        In nats.
+
+    References
+    ----------
+    Burda, Grosse & Salakhutdinov 2016, equation 8; Tucker et al. 2018, equation 8.
     """
+    ops = keras.ops
+    fixed = ops.stop_gradient(z_mean), ops.stop_gradient(z_log_var)
 
-    final: float = 1.0
-    anneal_steps: int = 0
+    def log_weights(codes: Tensor) -> Tensor:
+        return log_joint(codes) - log_normal(codes, *fixed)
 
-    def at(self, step: Tensor) -> Tensor:
-        """Give the weight for a batch.
-
-        Parameters
-        ----------
-        step : tensor, scalar
-            How many batches came before.
-
-        Returns
-        -------
-        tensor, scalar
-            The weight, at most `final`.
-        """
-        if self.anneal_steps == 0:
-            return self.final
-        return self.final * keras.ops.minimum(1.0, (step + 1.0) / self.anneal_steps)
+    plain = ops.stop_gradient(log_weights(ops.stop_gradient(z)))  # (K, n)
+    weights = ops.softmax(plain, axis=0)
+    bound = ops.logsumexp(plain, axis=0) - math.log(plain.shape[0])
+    share = ops.expand_dims(weights, -1)
+    # The same codes, but a gradient through them is multiplied by the weight once more.
+    scaled = share * z + ops.stop_gradient((1.0 - share) * z)
+    surrogate = ops.sum(weights * log_weights(scaled), axis=0)
+    return bound + surrogate - ops.stop_gradient(surrogate)

@@ -82,11 +82,12 @@ def _load_keras(path: Path, release_id: str) -> Any:
             f"Release {release_id} has no {DECODER}, and Keras is not installed to run its {KERAS}.",
             remedy="Install it: pip install 'stream-vae[train]'.",
         )
-    from stream_vae.model import cvae
+    from stream_vae.model.cvae import CVAE
+    from stream_vae.model.scae import SCAE
     from stream_vae.model.backend import keras
 
     try:
         # safe_mode: nothing in the file is run but layers that are known by name.
-        return keras.saving.load_model(path, custom_objects={"CVAE": cvae.CVAE}, compile=False, safe_mode=True)
+        return keras.saving.load_model(path, custom_objects={"CVAE": CVAE, "SCAE": SCAE}, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{KERAS} of {release_id} cannot be loaded: {error}.") from error

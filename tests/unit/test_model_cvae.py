@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 from stream_vae.model.backend import keras
-from stream_vae.model.cvae import CVAE, LOG_VAR_LIMIT, side_lengths
+from stream_vae.model.cvae import CVAE
+from stream_vae.model.networks import LOG_VAR_LIMIT, side_lengths
 
 # TensorFlow's variables do not know numpy 2's `copy` yet; Keras converts them so when it saves.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 from stream_vae.model import losses
-from stream_vae.model.losses import KlSchedule
+from stream_vae.model.schedules import KlSchedule
 
 
 def values(tensor):
