@@ -79,6 +79,7 @@ _FAMILIES = (
     "train",
     "similar",
     "labels",
+    "inject",
     "releases",
     "reservoir",
     "retrain",
@@ -112,5 +113,5 @@ def main() -> None:
 def _fail(error: StreamVaeError) -> NoReturn:
     log.debug("", exc_info=error)
     notes.print(f"[bold red]{type(error).__name__}[/bold red]:", end=" ")
-    notes.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    notes.print(str(error), markup=False, highlight=False, emoji=False, soft_wrap=True)  # `file:a:` is no emoji
     sys.exit(error.exit_code)

@@ -114,7 +114,8 @@ def _seed_rows(found: "Answer") -> list[dict[str, Any]]:
 def _show(found: "Answer") -> None:
     rows = _rows(found)
     table = Table(title=f"Nearest to {len(found.seeds)} seeds" if len(found.seeds) > 1 else "Nearest")
-    names = [name for name in ("alert", "object", "file") if any(row[name] for row in rows)] or ["row"]
+    # The file is in --out and --json: a path folded into a column helps nobody.
+    names = [name for name in ("alert", "object") if any(row[name] for row in rows)] or ["row"]
     seeds = ["seed"] if len(found.seeds) > 1 else []
     labels = ["label"] if any(row["label"] for row in rows) else []
     table.add_column("rank", justify="right")
@@ -144,7 +145,7 @@ def _write(found: "Answer", out: Path) -> None:
         near = found.neighbours
         columns = ("row", "distance", "seed", "real_score", "real_score_std", "label", "z_mean", "z_log_var", "stamps")
         arrays: dict[str, Any] = {name: getattr(near, name) for name in columns}
-        arrays |= {name: np.array([row[name] or "" for row in rows]) for name in ("alert", "file")}
+        arrays |= {name: np.array([row[name] or "" for row in rows]) for name in ("alert", "object")}
         np.savez(out, **arrays)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error.strerror}.", remedy="Name another.") from error
