@@ -156,6 +156,40 @@ def read_fits(data: Buffer) -> Image:
     raise CutoutError("FITS file without a two-dimensional image")
 
 
+def read_variance(data: Buffer) -> Image | None:
+    """Find the second two-dimensional image of a FITS file, if it has the first one's shape.
+
+    In LSST's cutouts that is the variance of each pixel, although its header says UNCERT: in 30 real packets its root
+    agrees with the scatter of the difference image (45.5 and 45 to 50 nJy, 4.0 and 4.1 nJy).
+
+    Parameters
+    ----------
+    data : bytes or memoryview
+        A FITS file.
+
+    Returns
+    -------
+    ndarray or None
+        (height, width); None where there is no such image.
+
+    Raises
+    ------
+    CutoutError
+        If a header is damaged, or the data end before they should.
+    """
+    start, first = 0, None
+    for _ in range(MAX_HDUS):
+        if start >= len(data):
+            return None
+        hdu = _read_header(data, start)
+        if hdu.is_image and first is not None:
+            return _pixels(data, hdu) if (hdu.height, hdu.width) == first else None
+        if hdu.is_image:
+            first = (hdu.height, hdu.width)
+        start = hdu.end
+    return None
+
+
 def _pixels(data: Buffer, hdu: _Hdu) -> Image:
     count = hdu.height * hdu.width
     if hdu.offset + count * hdu.dtype.itemsize > len(data):

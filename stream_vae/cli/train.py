@@ -11,7 +11,14 @@ from stream_vae.cli.options import AsJson, Store, answer
 
 Data = Annotated[
     str,
-    typer.Option("--data", metavar="sim|PATH", help="Simulated stamps, a .npy or .npz file, or a folder of alerts."),
+    typer.Option(
+        "--data",
+        metavar="sim|PATH",
+        help="Simulated stamps, a .npy or .npz file, a folder of such files, or a folder of alerts.",
+    ),
+]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", metavar="FILE", help="Labels by alert id, for a folder of alerts.")
 ]
 Survey = Annotated[str | None, typer.Option(help="Profile of a folder's alerts; absent: told from the packets.")]
 ReleaseOption = Annotated[str | None, typer.Option("--release", metavar="ID", help="Absent: the current one.")]
@@ -23,7 +30,16 @@ def train(
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="quick, survey, paper, or a TOML file.")] = "quick",
     data: Data = "sim",
     survey: Survey = None,
+    labels: Labels = None,
     promote: Annotated[bool, typer.Option("--promote", help="Serve it from now on.")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the fit's state here after every epoch.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Disk for a set too large for memory; absent: where temporary files go."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and write it to a store as a release.
@@ -34,11 +50,24 @@ def train(
 
         stream-vae train --recipe survey --data stamps.npz --store s3://bucket/releases
 
-        stream-vae train --recipe survey --data alerts/ --survey ztf --store releases
+        stream-vae train --recipe survey --data alerts/ --survey ztf --labels labels.csv --store releases
+
+        stream-vae train --recipe survey --data shards/ --scratch /data/tmp --checkpoint run1 --resume --store releases
     """
     from stream_vae.learning.train import train as train_release
 
-    card = train_release(recipe, data, store, survey=survey, promote=promote, progress=not as_json)
+    card = train_release(
+        recipe,
+        data,
+        store,
+        survey=survey,
+        labels=labels,
+        promote=promote,
+        checkpoint=checkpoint,
+        resume=resume,
+        scratch=scratch,
+        progress=not as_json,
+    )
     if as_json:
         answer(card.model_dump(mode="json"))
         return

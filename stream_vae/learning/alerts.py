@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,12 +13,19 @@ from stream_vae.alert import Packet
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.errors import ConfigError, RejectedAlertError
+from stream_vae.learning.files import Files
+from stream_vae.learning.noise import scaled_noise
 from stream_vae.learning.stamps import UNKNOWN, Chunk, StampSource
 from stream_vae.model.release import Preprocessing
 from stream_vae.quality import Quality
 from stream_vae.stages.decode import Decoder
 from stream_vae.stages.stamp import Stamper, Stamps
 
+if TYPE_CHECKING:
+    from stream_vae.labels import LabelTable
+
+CONFLUENT = b"\x00"
+"""First byte of the Confluent wire format."""
 PACKETS = 256
 """Packets at a time: some 20 MB."""
 PROBED = 24
@@ -25,7 +33,14 @@ PROBED = 24
 MAX_CUTOUT_BYTES = 4 << 20
 
 
-def stamps_from_alerts(path: Path, survey: str | None, preprocessing: Preprocessing) -> StampSource:
+def stamps_from_alerts(
+    path: Path,
+    survey: str | None,
+    preprocessing: Preprocessing,
+    *,
+    labels: "LabelTable | None" = None,
+    noise: bool = False,
+) -> StampSource:
     """Read stamps from the packets in a folder.
 
     Parameters
@@ -36,50 +51,70 @@ def stamps_from_alerts(path: Path, survey: str | None, preprocessing: Preprocess
         The survey's profile; None tells it from the packets.
     preprocessing : Preprocessing
         What to cut and how to scale.
+    labels : LabelTable, optional
+        Labels by alert id; where it has several of an alert, the most trusted counts.
+    noise : bool
+        Whether to read noise maps, too.
 
     Returns
     -------
     StampSource
-        Unlabelled, grouped by object; a packet that cannot be decoded is an unscoreable row.
+        Grouped by object, unlabelled where the table has nothing; a packet that cannot be decoded is an unscoreable
+        row.
 
     Raises
     ------
     ConfigError
         If there are no packets, or none that the profile can read.
     """
-    inside = [path] if path.is_file() else path.rglob("*")
-    files = sorted(file for file in inside if file.is_file() and not file.name.startswith("."))
-    if not files:
+    files = Files(path)
+    if not len(files):
         raise ConfigError(f"The folder {path} is empty.", remedy="Give a folder of alert packets, one a file.")
-    probe = files[:: max(1, len(files) // PROBED)][:PROBED]
+    probe = files.at(range(0, len(files), max(1, len(files) // PROBED))[:PROBED])
     candidates = [survey] if survey else surveys.names()
-    readers = {name: _Reader(surveys.load(name), preprocessing) for name in candidates}
+    known = {} if labels is None else {name: np.int8(label.label) for name, label in labels.resolve().items()}
+    readers = {name: _Reader(surveys.load(name), preprocessing, known, noise=noise) for name in candidates}
     readable = {name: reader.count_scoreable(probe) for name, reader in readers.items()}
     best = max(readable, key=lambda name: readable[name])
     if not any(readable[best]):
         raise ConfigError(
             f"None of {len(probe)} packets tried in {path} could be read as {', '.join(candidates)} alerts: "
             f"{readers[best].why(probe).rstrip('.')}.",
-            remedy="Name the survey's profile with --survey, and check that the cutouts are the recipe's.",
+            remedy=_remedy(probe),
         )
 
     def chunks() -> Iterator[Chunk]:
-        for i in range(0, len(files), PACKETS):
-            yield readers[best].read(files[i : i + PACKETS])
+        for batch in files.batches(PACKETS):
+            yield readers[best].read(batch)
 
     def describe(row: int) -> dict[str, str]:
-        file = files[row]
+        (file,) = files.at([row])
         return readers[best].name(file) | {"file": file.name if file == path else str(file.relative_to(path))}
 
-    return StampSource("alerts", f"{path.name} ({best})", len(files), chunks, grouped=True, describe=describe)
+    lineage = {} if labels is None else {"labels": labels.counts()}
+    name = f"{path.name} ({best})"
+    return StampSource("alerts", name, len(files), chunks, grouped=True, lineage=lineage, describe=describe)
+
+
+def _remedy(probe: Sequence[Path]) -> str:
+    if any(file.read_bytes()[:1] == CONFLUENT for file in probe):
+        return (
+            "These begin with the Confluent wire format's zero byte: their schema is in a registry, which training "
+            "does not ask. Train on what the workers keep of them (`stream-vae reservoir export`), or save the packets "
+            "as Avro files with their schema inside."
+        )
+    return "Name the survey's profile with --survey, and check that the cutouts are the recipe's."
 
 
 class _Reader:
     """Files to stamps, for one profile."""
 
-    def __init__(self, profile: surveys.Profile, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, profile: surveys.Profile, preprocessing: Preprocessing, labels: Mapping[str, np.int8], *, noise: bool
+    ) -> None:
         self._decoder = Decoder(FrameReader(), profile, DEFAULT_LIMITS)
         self._stamper = Stamper(preprocessing, profile.cutouts, MAX_CUTOUT_BYTES)
+        self._labels, self._noise = labels, noise
 
     def read(self, files: Sequence[Path]) -> Chunk:
         decoded = self._decoder.decode([_packet(file, row) for row, file in enumerate(files)])
@@ -88,11 +123,17 @@ class _Reader:
         stamps = np.zeros((len(files), *cut.stamps.shape[1:]), np.float32)
         quality = np.full(len(files), np.uint32(Quality.UNREADABLE_CUTOUT))
         stamps[rows], quality[rows] = cut.stamps, cut.quality
-        members = [file.name for file in files]
+        members, labels = [file.name for file in files], np.full(len(files), UNKNOWN, np.int8)
         for row, alert in zip(rows, decoded.alerts, strict=True):
             members[row] = str(alert.field("object_id") or alert.alert_id)
+            labels[row] = self._labels.get(str(alert.alert_id), UNKNOWN)
         groups = np.array([_number(member) for member in members], np.int64)
-        return Chunk(stamps, quality, np.full(len(files), UNKNOWN, np.int8), groups)
+        noise = None
+        if self._noise:
+            noise = np.full(stamps.shape, np.nan, np.float32)
+            raw, _ = self._stamper.cut_raw(decoded.alerts)
+            noise[rows] = scaled_noise(raw, cut.stamps, self._stamper.cut_noise(decoded.alerts))
+        return Chunk(stamps, quality, labels, groups, noise)
 
     def name(self, file: Path) -> dict[str, str]:
         """Ids of the alert in a file, as far as they can be read."""

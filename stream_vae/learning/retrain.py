@@ -32,6 +32,8 @@ from stream_vae.settings import Settings
 
 LEAST_HELD_OUT = 64
 """Fewer stamps say little about which release is better."""
+MOST_DRAWN = 200_000
+"""Unless the recipe's data.max_stamps says otherwise: they are drawn into memory, 350 MB at 21x21."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,8 @@ def _recipe(recipe: Recipe | str | None, incumbent: Release) -> Recipe:
 
 
 def _draw(reservoir: Reservoir, recipe: Recipe) -> Sample:
-    count = int(np.ceil(recipe.data.max_stamps / (1.0 - HELD_OUT_SHARE)))
+    most = MOST_DRAWN if recipe.data.max_stamps is None else recipe.data.max_stamps
+    count = int(np.ceil(most / (1.0 - HELD_OUT_SHARE)))
     return reservoir.draw(count, np.random.default_rng(recipe.seed), preprocessing=recipe.preprocessing)
 
 

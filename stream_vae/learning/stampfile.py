@@ -1,16 +1,18 @@
 """Stamps from .npy and .npz files, a chunk at a time, however large the file is."""
 
+import hashlib
 import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
+from stream_vae.learning.noise import scaled_noise
 from stream_vae.learning.stamps import BOGUS, CHUNK, REAL, UNKNOWN, Chunk, StampSource
 from stream_vae.model.release import Preprocessing
 from stream_vae.stages.stamp import normalise
@@ -19,16 +21,23 @@ _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged file raises, at whatever depth the damage is."""
 
 
-def stamps_from_file(path: Path, preprocessing: Preprocessing) -> StampSource:
+def stamps_from_file(
+    path: Path, preprocessing: Preprocessing, *, noise: bool = False, values_of_groups: bool = False
+) -> StampSource:
     """Read stamps from an array file, a chunk at a time.
 
     Parameters
     ----------
     path : Path
-        A .npy file (memory-mapped), or a .npz file with `stamps` and perhaps `labels` and `groups` (read through
-        in pieces). Stamps are (n, size, size) or (n, size, size, channels), not scaled, NaN where masked.
+        A .npy file (memory-mapped), or a .npz file with `stamps` and perhaps `labels`, `groups`, `noise`, `kinds` and
+        `snr` (read through in pieces). Stamps are (n, size, size) or (n, size, size, channels), not scaled, NaN where
+        masked; noise is one standard deviation of each pixel in the same unit and shape.
     preprocessing : Preprocessing
         Larger stamps are cropped around their centre to its size.
+    noise : bool
+        Whether to read the noise maps, too.
+    values_of_groups : bool
+        Number groups by their value rather than in order, so that equal groups of two files have one number.
 
     Returns
     -------
@@ -40,15 +49,73 @@ def stamps_from_file(path: Path, preprocessing: Preprocessing) -> StampSource:
     ConfigError
         If the file is no such file, or its arrays have not the right shape.
     """
+    head = check_file(path, preprocessing)
+    count, extra = head.shape[0], _columns(path) if path.suffix == ".npz" else {}
+    labels, groups = extra.get("labels"), extra.get("groups")
+    known = np.full(count, UNKNOWN, np.int8) if labels is None else _check_labels(path, labels, count)
+    members = np.arange(count)
+    if groups is not None:
+        members = _check_groups(path, groups, count, by_value=values_of_groups)
+    kinds, snr = _check_kinds(path, extra.get("kinds"), count), _check_snr(path, extra.get("snr"), count)
+    with_noise = noise and head.noise
+
+    def chunks() -> Iterator[Chunk]:
+        at = 0
+        maps = _npz_pieces(path, "noise") if with_noise else None
+        for piece in _npy_pieces(path) if path.suffix == ".npy" else _npz_pieces(path, "stamps"):
+            raw = _crop(piece, preprocessing.stamp_size)
+            stamps, quality = normalise(raw, preprocessing)
+            part = slice(at, at + len(piece))
+            at += len(piece)
+            scaled = None
+            if maps is not None:
+                scaled = scaled_noise(raw, stamps, _crop(next(maps), preprocessing.stamp_size))
+            yield Chunk(
+                stamps,
+                quality,
+                known[part],
+                members[part],
+                scaled,
+                None if kinds is None else kinds[part],
+                None if snr is None else snr[part],
+            )
+
+    return StampSource("file", path.name, count, chunks, grouped=groups is not None)
+
+
+class Head(NamedTuple):
+    """What the head of an array file says of its stamps."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    grouped: bool
+    noise: bool
+
+
+def check_file(path: Path, preprocessing: Preprocessing) -> Head:
+    """Read the head of an array file.
+
+    Parameters
+    ----------
+    path : Path
+        A .npy or .npz file.
+    preprocessing : Preprocessing
+        What the stamps should be.
+
+    Returns
+    -------
+    Head
+        Of stamps that can be used.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such file, or its arrays have not the right shape.
+    """
+    grouped = noise = False
     if path.suffix == ".npy":
         array = _load(path, mmap_mode="r")
-        shape, labels, groups = array.shape, None, None
-
-        def pieces() -> Iterator[NDArray[Any]]:
-            for i in range(0, len(array), CHUNK):
-                yield array[i : i + CHUNK]
-
-        dtype = array.dtype
+        shape, dtype = array.shape, array.dtype
     elif path.suffix == ".npz":
         with _load(path) as file:
             if "stamps" not in file.files:
@@ -56,29 +123,32 @@ def stamps_from_file(path: Path, preprocessing: Preprocessing) -> StampSource:
                     f"{path} has no array `stamps`, only {', '.join(file.files) or 'nothing'}.",
                     remedy="Save it as numpy.savez(file, stamps=..., labels=..., groups=...).",
                 )
-            labels, groups = (_column(file, name, path) for name in ("labels", "groups"))
-        shape, dtype = _npz_header(path)
-
-        def pieces() -> Iterator[NDArray[Any]]:
-            return _npz_pieces(path)
+            grouped, noise = "groups" in file.files, "noise" in file.files
+        shape, dtype = _npz_header(path, "stamps")
     else:
         raise ConfigError(
-            f"{path} is neither .npy nor .npz.", remedy="Give stamps as one of these, or a folder of alert packets."
+            f"{path} is neither .npy nor .npz.",
+            remedy="Give stamps as one of these, or a folder of such files or of alert packets.",
         )
     _check_shape(path, shape, dtype, preprocessing)
-    count = shape[0]
-    known = np.full(count, UNKNOWN, np.int8) if labels is None else _check_labels(path, labels, count)
-    members = np.arange(count) if groups is None else _check_groups(path, groups, count)
+    if noise and _npz_header(path, "noise")[0] != shape:
+        raise ConfigError(
+            f"{path}: noise of shape {_npz_header(path, 'noise')[0]} for stamps of shape {shape}.",
+            remedy="Give one number a pixel: the standard deviation of its noise.",
+        )
+    return Head(shape, dtype, grouped, noise)
 
-    def chunks() -> Iterator[Chunk]:
-        at = 0
-        for piece in pieces():
-            stamps, quality = normalise(_crop(piece, preprocessing.stamp_size), preprocessing)
-            part = slice(at, at + len(piece))
-            yield Chunk(stamps, quality, known[part], members[part])
-            at += len(piece)
 
-    return StampSource("file", path.name, count, chunks, grouped=groups is not None)
+def _npy_pieces(path: Path) -> Iterator[NDArray[Any]]:
+    array = _load(path, mmap_mode="r")
+    for i in range(0, len(array), CHUNK):
+        yield array[i : i + CHUNK]
+
+
+def _columns(path: Path) -> dict[str, NDArray[Any]]:
+    with _load(path) as file:
+        columns = {name: _column(file, name, path) for name in ("labels", "groups", "kinds", "snr")}
+    return {name: column for name, column in columns.items() if column is not None}
 
 
 def _load(path: Path, *, mmap_mode: Any = None) -> Any:
@@ -100,8 +170,8 @@ def _column(file: Any, name: str, path: Path) -> NDArray[Any] | None:
         raise ConfigError(f"{path}: `{name}` cannot be read: {error}.", remedy="Save plain number arrays.") from error
 
 
-def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    with zipfile.ZipFile(path) as archive, archive.open("stamps.npy") as member:
+def _npz_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
         shape, _, dtype = _array_header(member, path)
     return shape, dtype
 
@@ -115,9 +185,9 @@ def _array_header(member: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dt
         raise ConfigError(f"{path}: `stamps` is damaged: {error}.", remedy="Save it again.") from error
 
 
-def _npz_pieces(path: Path) -> Iterator[NDArray[Any]]:
-    """Read the stamps of a .npz through, compressed or not, without holding them all."""
-    with zipfile.ZipFile(path) as archive, archive.open("stamps.npy") as member:
+def _npz_pieces(path: Path, name: str) -> Iterator[NDArray[Any]]:
+    """Read an array of a .npz through, compressed or not, without holding all of it."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
         shape, by_columns, dtype = _array_header(member, path)
         if by_columns:  # Fortran order: the first stamp's pixels lie all over the file
             content = _read(member, math.prod(shape) * dtype.itemsize, path)
@@ -169,10 +239,34 @@ def _check_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.in
     return labels.astype(np.int8)
 
 
-def _check_groups(path: Path, groups: NDArray[Any], count: int) -> NDArray[np.int64]:
+def _check_groups(path: Path, groups: NDArray[Any], count: int, *, by_value: bool) -> NDArray[np.int64]:
     if groups.shape != (count,):
         raise ConfigError(f"{path}: {groups.shape} groups for {count} stamps.", remedy="Give one group a stamp.")
-    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    if by_value and groups.dtype.kind in "iub":
+        return groups.astype(np.int64)
+    values, which = np.unique(groups, return_inverse=True)
+    if by_value:
+        digests = [hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in values]
+        return np.frombuffer(b"".join(digests), np.int64)[which]
+    return which.astype(np.int64)
+
+
+def _check_kinds(path: Path, kinds: NDArray[Any] | None, count: int) -> NDArray[np.str_] | None:
+    if kinds is not None and (kinds.shape != (count,) or kinds.dtype.kind not in "US"):
+        raise ConfigError(
+            f"{path}: `kinds` of shape {kinds.shape} and type {kinds.dtype} for {count} stamps.",
+            remedy="Give one name a stamp, as numpy strings.",
+        )
+    return None if kinds is None else kinds.astype(np.str_)
+
+
+def _check_snr(path: Path, snr: NDArray[Any] | None, count: int) -> NDArray[np.float32] | None:
+    if snr is not None and (snr.shape != (count,) or snr.dtype.kind not in "fiu"):
+        raise ConfigError(
+            f"{path}: `snr` of shape {snr.shape} and type {snr.dtype} for {count} stamps.",
+            remedy="Give one number a stamp, NaN where it is not known.",
+        )
+    return None if snr is None else snr.astype(np.float32)
 
 
 def _crop(piece: NDArray[Any], size: int) -> NDArray[np.float32]:

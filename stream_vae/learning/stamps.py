@@ -1,12 +1,13 @@
 """Stamps to learn from: read in chunks from a source, gathered in memory, with labels and groups.
 
 A `StampSource` yields scaled stamps in input order and in bounded memory, prepared by the same code as in
-serving. `read_stamps` gathers what can be trained on.
+serving. `read_stamps` gathers what can be trained on, in memory or, where it is too much for that, on disk.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
 from stream_vae.learning.progress import Reporter, silent
+from stream_vae.learning.spool import Columns, columns_for
 from stream_vae.quality import UNSCOREABLE
 
 CHUNK = 2048
@@ -209,7 +211,15 @@ class StampSet:
 
 
 def read_stamps(
-    source: StampSource, *, max_stamps: int, min_stamps: int, seed: int, report: Reporter = silent
+    source: StampSource,
+    *,
+    max_stamps: int | None,
+    min_stamps: int,
+    seed: int,
+    noise: bool = False,
+    added: StampSource | None = None,
+    spool: Path | None = None,
+    report: Reporter = silent,
 ) -> StampSet:
     """Gather the scoreable stamps of a source, thinned at random if they are too many.
 
@@ -218,9 +228,16 @@ def read_stamps(
     source : StampSource
         Where they are.
     max_stamps, min_stamps : int
-        Keep at most so many; refuse fewer.
+        Keep at most so many, or all of them if None; refuse fewer.
     seed : int
         Of the thinning.
+    noise : bool
+        Whether to keep the noise maps.
+    added : StampSource, optional
+        Simulated stamps that join at the end.
+    spool : Path, optional
+        An empty folder for a set too large for memory, to be kept while the set is in use; without one any number
+        is kept in memory.
     report : Reporter
         Told how far it is.
 
@@ -232,43 +249,130 @@ def read_stamps(
     Raises
     ------
     ConfigError
-        If too few stamps can be used.
+        If too few stamps can be used, the disk has no room for them, or noise maps are asked for that are not there.
     """
-    wanted = np.ones(source.count, np.bool_)
-    if source.count > max_stamps:
-        wanted[:] = False
-        wanted[np.random.default_rng(seed).choice(source.count, max_stamps, replace=False)] = True
-    kept: list[Chunk] = []
-    at = 0
-    for chunk in source.chunks():
-        keep = chunk.scoreable & wanted[at : at + len(chunk.stamps)]
-        kept.append(Chunk(chunk.stamps[keep], chunk.quality[keep], chunk.labels[keep], chunk.groups[keep]))
-        at += len(chunk.stamps)
-        report("read stamps", at, source.count)
-    usable = sum(len(chunk.stamps) for chunk in kept)
-    if usable < min_stamps:
+    thinning = Thinning(source.count, max_stamps, np.random.default_rng(seed))
+    total = thinning.wanted + (added.count if added is not None else 0)
+    count = _Count()
+    columns: Columns | None = None
+    joined = 0
+    for chunk, own in _chained(source, added, report):
+        keep = chunk.scoreable & thinning.next(len(chunk.stamps)) if own else chunk.scoreable
+        rows = _columns_of(chunk, keep, noise=noise)
+        if columns is None:
+            columns, names = columns_for(total, rows, spool), tuple(rows)
+        for name in names:
+            columns.add(name, rows[name] if name in rows else _absent(name, rows["stamps"]))
+        if own:
+            count.take(rows["stamps"], rows["labels"], rows["groups"])
+        else:
+            joined += len(rows["stamps"])
+    if columns is None or count.stamps < min_stamps:
         raise ConfigError(
-            f"{source.name}: {usable} of {source.count} stamps can be used; the others are blank or mostly NaN.",
+            f"{source.name}: {count.stamps} of {source.count} stamps can be used; the others are blank or mostly NaN.",
             remedy=f"Give at least {min_stamps} stamps with finite pixels that are not all alike.",
         )
-    stamps = np.concatenate([chunk.stamps for chunk in kept])
-    labels = np.concatenate([chunk.labels for chunk in kept])
-    groups = np.concatenate([chunk.groups for chunk in kept])
-    return StampSet(stamps, labels, groups, _snapshot(source, stamps, labels, groups))
+    data = StampSet(**columns.finish(), snapshot=count.snapshot(source), added=joined)
+    if noise:
+        data.take_noise(slice(0, 1))  # better known before the work than after
+    return data
 
 
-def _snapshot(
-    source: StampSource, stamps: NDArray[np.float32], labels: NDArray[np.int8], groups: NDArray[np.int64]
-) -> dict[str, Any]:
-    return {
-        "kind": source.kind,
-        "name": source.name,
-        "stamps": source.count,
-        "used": len(stamps),
-        "real": int((labels == REAL).sum()),
-        "bogus": int((labels == BOGUS).sum()),
-        "unlabelled": int((labels == UNKNOWN).sum()),
-        "groups": len(np.unique(groups)) if source.grouped else None,
-        "sha256": hashlib.sha256(stamps.data).hexdigest(),
-        **source.lineage,
-    }
+class Thinning:
+    """Chooses so many of a row of items at random, as they pass by.
+
+    Parameters
+    ----------
+    count : int
+        Items to come.
+    wanted : int or None
+        How many to choose; None for all.
+    random : numpy.random.Generator
+        Where chance comes from.
+    """
+
+    def __init__(self, count: int, wanted: int | None, random: np.random.Generator) -> None:
+        self.wanted = count if wanted is None else min(count, wanted)
+        self._left, self._missing = count, self.wanted
+        self._random = random
+
+    def next(self, count: int) -> NDArray[np.bool_]:
+        """Choose among the next items.
+
+        Parameters
+        ----------
+        count : int
+            How many they are.
+
+        Returns
+        -------
+        ndarray of bool, shape (count,)
+            True for the chosen.
+        """
+        if self._missing == self._left:
+            chosen = count
+        else:
+            chosen = int(self._random.hypergeometric(self._missing, self._left - self._missing, count))
+        self._left -= count
+        self._missing -= chosen
+        mask = np.zeros(count, np.bool_)
+        mask[self._random.permutation(count)[:chosen]] = True
+        return mask
+
+
+def _chained(source: StampSource, added: StampSource | None, report: Reporter) -> Iterator[tuple[Chunk, bool]]:
+    done = 0
+    for chunk in source.chunks():
+        yield chunk, True
+        done += len(chunk.stamps)
+        report("read stamps", done, source.count)
+    if added is not None:
+        yield from ((chunk, False) for chunk in added.chunks())
+
+
+def _columns_of(chunk: Chunk, keep: NDArray[np.bool_], *, noise: bool) -> dict[str, NDArray[Any]]:
+    names = ["stamps", "labels", "groups", *(["noise"] if noise else []), "kinds", "snr"]
+    return {name: column[keep] for name in names if (column := getattr(chunk, name)) is not None}
+
+
+def _absent(name: str, stamps: NDArray[Any]) -> NDArray[Any]:
+    """Rows of a column that this part of the source has not."""
+    if name == "kinds":
+        return np.full(len(stamps), "", "U1")
+    return np.full(stamps.shape if name == "noise" else len(stamps), np.nan, np.float32)
+
+
+class _Count:
+    """What a release's card says of the stamps, counted as they pass by."""
+
+    most_groups = 200_000
+    """More are not counted: the set of them would outgrow the rest."""
+
+    def __init__(self) -> None:
+        self.stamps = 0
+        self._labels = dict.fromkeys((REAL, BOGUS, UNKNOWN), 0)
+        self._groups: set[int] = set()
+        self._digest = hashlib.sha256()
+
+    def take(self, stamps: NDArray[np.float32], labels: NDArray[np.int8], groups: NDArray[np.int64]) -> None:
+        self.stamps += len(stamps)
+        for label in self._labels:
+            self._labels[label] += int((labels == label).sum())
+        if len(self._groups) <= self.most_groups:
+            self._groups.update(np.unique(groups).tolist())
+        self._digest.update(np.ascontiguousarray(stamps).data)
+
+    def snapshot(self, source: StampSource) -> dict[str, Any]:
+        known = source.grouped and len(self._groups) <= self.most_groups
+        return {
+            "kind": source.kind,
+            "name": source.name,
+            "stamps": source.count,
+            "used": self.stamps,
+            "real": self._labels[REAL],
+            "bogus": self._labels[BOGUS],
+            "unlabelled": self._labels[UNKNOWN],
+            "groups": len(self._groups) if known else None,
+            "sha256": self._digest.hexdigest(),
+            **source.lineage,
+        }

@@ -2,7 +2,8 @@
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,30 @@ from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
 from stream_vae.learning.classifier import Posterior, Scorer, fit_scorer
-from stream_vae.learning.data import open_source
+from stream_vae.learning.course import write_history
+from stream_vae.learning.data import open_source, simulated
 from stream_vae.learning.export import export_networks
-from stream_vae.learning.fit import Fit, decode, encode, fit_model
+from stream_vae.learning.fit import Fit, decode, encode, fit_model, model_inputs
 from stream_vae.learning.positive_unlabelled import check_labels, fit_positive_unlabelled, measure_positive_unlabelled
 from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, load_recipe
 from stream_vae.learning.reference import write_reference
 from stream_vae.learning.report import write_report
-from stream_vae.learning.split import Split, split_by_group
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, StampSource, read_stamps
+from stream_vae.learning.split import Split, split_by_group, split_by_hash
+from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, StampSource, Thinning, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, measure_scores, study_of
 from stream_vae.model.release import REFERENCE, ReleaseCard
 from stream_vae.model.store import ReleaseStore, write_release
 
 log = logging.getLogger(__name__)
+
+MAX_SCORED = 200_000
+"""Labelled stamps that the scorer learns from at most: its one hidden layer is settled long before."""
+MAX_REFERENCE = 100_000
+"""Training stamps that PCA, whitening and quantiles are taken from at most: 180 MB at 21x21."""
+ADDED_SEED = 500_009
+"""Apart from the recipe's seed, which simulates the stamps of `sim`."""
+_PIECE = 1 << 18
 
 _UNLABELLED_TOO = "data, with unlabelled stamps"
 """Where labels of a positive-unlabelled scorer come from."""
@@ -39,6 +49,17 @@ class _Labelled:
     stamps: StampSet
     split: Split
     origin: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done, with what, and where it goes."""
+
+    recipe: Recipe
+    data: StampSet
+    split: Split
+    store: ReleaseStore
+    report: Reporter
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,11 @@ def train(
     store: ReleaseStore | str,
     *,
     survey: str | None = None,
+    labels: Path | None = None,
     promote: bool = False,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    scratch: Path | None = None,
     progress: bool = True,
 ) -> ReleaseCard:
     """Train a model and write it to a store as a release.
@@ -71,13 +96,22 @@ def train(
     recipe : Recipe or str
         A recipe, the name of one that comes with the package, or a TOML file's path.
     data : str or StampSource
-        `sim`, a .npy or .npz file of stamps, a folder of alert packets, or stamps prepared as the recipe says.
+        `sim`, a .npy or .npz file of stamps, a folder of such files, a folder of alert packets, or stamps prepared as
+        the recipe says.
     store : ReleaseStore or str
         Where the release goes; a store's URL will do.
     survey : str, optional
         Profile of a folder's alerts; absent: told from the packets.
+    labels : Path, optional
+        A table of labels by alert id, for a folder of alerts.
     promote : bool
         Make it the current release.
+    checkpoint : Path, optional
+        Folder that gets the state of the fit after every epoch.
+    resume : bool
+        Go on from that state.
+    scratch : Path, optional
+        Where a set too large for memory is kept while training; absent: the system's folder for temporary files.
     progress : bool
         Show bars on a terminal, log lines elsewhere.
 
@@ -97,9 +131,17 @@ def train(
     store = ReleaseStore(store) if isinstance(store, str) else store
     _check_tools()
     store.ids()  # a store that cannot be reached is better known before the work than after
-    with reporter(show=progress) as report:
-        stamps = _read(recipe, data, survey, report)
-        card = _train(recipe, stamps, store, report)
+    if scratch is not None and not scratch.is_dir():
+        raise ConfigError(f"--scratch {scratch}: there is no such folder.", remedy="Make it first.")
+    with (
+        reporter(show=progress) as report,
+        tempfile.TemporaryDirectory(prefix="stream-vae-stamps-", dir=scratch, ignore_cleanup_errors=True) as name,
+    ):
+        place = Path(name)
+        source = _open(recipe, data, survey, labels, report)
+        stamps = _read(recipe, source, report, added=_added(recipe, report), spool=place)
+        job = _Job(recipe, stamps, _split(recipe, stamps, place), store, report)
+        card = _train(job, checkpoint, resume=resume)
     if promote:
         store.promote(card.id, reason="trained with --promote")
     return card
@@ -114,42 +156,70 @@ def _check_tools() -> None:
         )
 
 
-def _read(recipe: Recipe, data: str | StampSource, survey: str | None, report: Reporter) -> StampSet:
-    limits = recipe.data
-    source = (
-        data
-        if isinstance(data, StampSource)
-        else open_source(
-            data,
-            recipe.preprocessing,
-            survey=survey,
-            simulated_stamps=limits.simulated_stamps,
-            seed=recipe.seed,
-            report=report,
-        )
+def _open(
+    recipe: Recipe, data: str | StampSource, survey: str | None, labels: Path | None, report: Reporter
+) -> StampSource:
+    if isinstance(data, StampSource):
+        return data
+    return open_source(
+        data,
+        recipe.preprocessing,
+        survey=survey,
+        labels=labels,
+        simulated_stamps=recipe.data.simulated_stamps,
+        seed=recipe.seed,
+        noise="noise" in model_inputs(recipe),
+        report=report,
     )
+
+
+def _added(recipe: Recipe, report: Reporter) -> StampSource | None:
+    if recipe.data.add_simulated == 0:
+        return None
+    seed = recipe.seed + ADDED_SEED
+    return simulated(recipe.data.add_simulated, recipe.preprocessing, seed=seed, report=report)
+
+
+def _read(
+    recipe: Recipe,
+    source: StampSource,
+    report: Reporter,
+    *,
+    added: StampSource | None = None,
+    spool: Path | None = None,
+) -> StampSet:
     return read_stamps(
-        source, max_stamps=limits.max_stamps, min_stamps=limits.min_stamps, seed=recipe.seed, report=report
+        source,
+        max_stamps=recipe.data.max_stamps,
+        min_stamps=recipe.data.min_stamps,
+        seed=recipe.seed,
+        noise="noise" in model_inputs(recipe),
+        added=added,
+        spool=spool,
+        report=report,
     )
 
 
-def _train(recipe: Recipe, data: StampSet, store: ReleaseStore, report: Reporter) -> ReleaseCard:
-    split = _split(recipe, data)
-    labelled = _labelled(recipe, data, split, report)
-    fit = fit_model(recipe, data, split.train, split.validation, report=report)
-    scorer, prior = _fit_scorer(recipe, fit, labelled, report)
+def _train(job: _Job, checkpoint: Path | None, *, resume: bool) -> ReleaseCard:
+    recipe, data, split = job.recipe, job.data, job.split
+    labelled = _labelled(job)
+    fit = fit_model(
+        recipe, data, split.train, split.validation, checkpoint=checkpoint, resume=resume, report=job.report
+    )
+    scorer, prior = _fit_scorer(recipe, fit, labelled, job.report)
     run = _Run(recipe, data, split, labelled, fit, scorer, prior)
     with tempfile.TemporaryDirectory(prefix="stream-vae-train-") as name:
-        return _release(run, store, Path(name))
+        return _release(run, job.store, Path(name))
 
 
 def _release(run: _Run, store: ReleaseStore, folder: Path) -> ReleaseCard:
     recipe, fit = run.recipe, run.fit
-    export_networks(folder, fit.model, run.scorer, run.data.stamps[run.split.test][:256])
+    export_networks(folder, fit.model, run.scorer, run.data.take(run.split.test[:256]))
     _write_reference(folder / REFERENCE, run)
     study = _study(run, folder / REFERENCE)
     metrics = measure(study) | {"score": _score_metrics(run), "fit": _describe_fit(fit)}
     write_report(folder / "report", study, metrics, title=f"Recipe {recipe.name}", history=fit.history)
+    write_history(folder / "report" / "history.csv", fit.history)
     return write_release(
         store,
         folder,
@@ -162,24 +232,31 @@ def _release(run: _Run, store: ReleaseStore, folder: Path) -> ReleaseCard:
     )
 
 
-def _split(recipe: Recipe, data: StampSet) -> Split:
-    fractions, labels = recipe.data, data.labels
-    if recipe.scorer.positive_unlabelled and (labels == REAL).any():
+def _split(recipe: Recipe, data: StampSet, place: Path | None = None) -> Split:
+    """Part the data's own rows; simulated ones that were added all go to training."""
+    own = len(data) - data.added
+    groups, labels = data.groups[:own], data.labels[:own]
+    if recipe.scorer.positive_unlabelled and data.snapshot["real"] > 0:
         labels = np.where(labels == UNKNOWN, np.int8(BOGUS), labels)  # each part needs some of these, too
-    return split_by_group(
-        data.groups,
+    part = split_by_group if place is None or not data.on_disk else partial(split_by_hash, folder=place)
+    split = part(
+        groups,
         labels,
-        validation_fraction=fractions.validation_fraction,
-        test_fraction=fractions.test_fraction,
+        validation_fraction=recipe.data.validation_fraction,
+        test_fraction=recipe.data.test_fraction,
         seed=recipe.seed,
     )
+    if data.added == 0:
+        return split
+    return replace(split, train=np.concatenate([split.train, np.arange(own, len(data))]))
 
 
-def _labelled(recipe: Recipe, data: StampSet, split: Split, report: Reporter) -> _Labelled:
+def _labelled(job: _Job) -> _Labelled:
     """Choose what the scorer learns from: the data's own labels, or simulated stamps if it has none."""
-    known = {int(label) for label in np.unique(data.labels)} - {UNKNOWN}
-    name = data.snapshot["name"]
-    if recipe.scorer.positive_unlabelled and data.snapshot["kind"] != "reservoir":  # which never has labels
+    recipe, data, split = job.recipe, job.data, job.split
+    name, kind = data.snapshot["name"], data.snapshot["kind"]
+    known = {label for label, count in ((REAL, "real"), (BOGUS, "bogus")) if data.snapshot[count] > 0}
+    if recipe.scorer.positive_unlabelled and kind != "reservoir":  # which never has labels
         check_labels(data.snapshot["real"], data.snapshot["unlabelled"], name)
         return _Labelled(data, split, _UNLABELLED_TOO)
     if known == {REAL, BOGUS}:
@@ -191,17 +268,37 @@ def _labelled(recipe: Recipe, data: StampSet, split: Split, report: Reporter) ->
             remedy="Add stamps of the other class, or leave `labels` out to train the scorer on simulated stamps"
             f"{unlabelled if known == {REAL} else ''}.",
         )
-    log.warning("%s has no labels: the scorer is trained on simulated stamps.", data.snapshot["name"])
-    stamps = _read(recipe, "sim", None, report)
+    log.warning("%s has no labels: the scorer is trained on simulated stamps.", name)
+    stamps = _read(recipe, _open(recipe, "sim", None, None, job.report), job.report)
     return _Labelled(stamps, _split(recipe, stamps), "simulation")
 
 
 def _posterior(
     fit: Fit, labelled: _Labelled, rows: NDArray[np.int64], labels: tuple[int, ...] = (REAL, BOGUS)
 ) -> Posterior:
-    rows = rows[np.isin(labelled.stamps.labels[rows], labels)]
-    z_mean, z_log_var = encode(fit.model, labelled.stamps.stamps[rows])
+    rows = _with_labels(labelled.stamps, rows, labels)
+    z_mean, z_log_var = _codes(fit, labelled.stamps, rows)
     return Posterior(z_mean, z_log_var, labelled.stamps.labels[rows] == REAL)
+
+
+def _with_labels(data: StampSet, rows: NDArray[np.int64], labels: tuple[int, ...]) -> NDArray[np.int64]:
+    """Rows with one of these labels; of very many a random part, which is as good for a scorer and fits in memory."""
+    pieces = [rows[i : i + _PIECE] for i in range(0, len(rows), _PIECE)]
+    count = sum(int(np.isin(data.labels[piece], labels).sum()) for piece in pieces)
+    thinning = Thinning(count, MAX_SCORED, np.random.default_rng(0))
+    chosen = [np.empty(0, np.int64)]
+    for piece in pieces:
+        inside = piece[np.isin(data.labels[piece], labels)]
+        chosen.append(inside[thinning.next(len(inside))])
+    return np.concatenate(chosen)
+
+
+def _codes(fit: Fit, data: StampSet, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    parts = [encode(fit.model, stamps) for stamps in data.pieces(rows)]
+    if not parts:
+        return encode(fit.model, data.take(rows))
+    z_mean, z_log_var = (np.concatenate(heads) for heads in zip(*parts, strict=True))
+    return z_mean, z_log_var
 
 
 def _fit_scorer(
@@ -230,7 +327,11 @@ def _score_metrics(run: _Run) -> dict[str, Any]:
 
 
 def _write_reference(path: Path, run: _Run) -> None:
-    stamps = run.data.stamps[run.split.train]
+    own = len(run.data) - run.data.added  # drift and novelty are measured from the data, not from the simulation
+    rows = run.split.train
+    rows = rows[: np.searchsorted(rows, own)]
+    rows = rows[Thinning(len(rows), MAX_REFERENCE, np.random.default_rng(run.recipe.seed)).next(len(rows))]
+    stamps = run.data.take(rows)
     z_mean, z_log_var = encode(run.fit.model, stamps)
     # Without labels no transient among the stamps is known: simulated ones stand for them.
     known = _posterior(run.fit, run.labelled, run.labelled.split.train)
@@ -246,8 +347,11 @@ def _write_reference(path: Path, run: _Run) -> None:
 
 
 def _study(run: _Run, reference: Path) -> Study:
-    rows = run.split.test[:MAX_STUDIED]
-    stamps = run.data.stamps[rows]
+    rows = run.split.test
+    if run.data.on_disk:  # in input order they may be of a single night
+        rows = rows[Thinning(len(rows), MAX_STUDIED, np.random.default_rng(run.recipe.seed)).next(len(rows))]
+    rows = rows[:MAX_STUDIED]
+    stamps = run.data.take(rows)
     z_mean, z_log_var = encode(run.fit.model, stamps)
     return study_of(
         stamps,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stream_vae.alert import Alert, FloatArray
-from stream_vae.cutout import CutoutError, centre_of, crop_into, decompress, read_fits, read_float32
+from stream_vae.cutout import CutoutError, centre_of, crop_into, decompress, read_fits, read_float32, read_variance
 from stream_vae.model.release import Preprocessing
 from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.surveys import Cutouts
@@ -75,6 +75,26 @@ class Stamper:
         Stamps
             One row an alert, in order.
         """
+        raw, quality = self.cut_raw(alerts)
+        stamps, found = normalise(raw, self.preprocessing)
+        found[(quality & _UNSCOREABLE) != 0] = 0  # a row without pixels is blank: that says nothing about the sky
+        return Stamps(stamps, quality | found)
+
+    def cut_raw(self, alerts: Sequence[Alert]) -> tuple[FloatArray, Flags]:
+        """Cut the stamps of a batch and leave them in the survey's unit.
+
+        Parameters
+        ----------
+        alerts : sequence of Alert
+            Decoded alerts.
+
+        Returns
+        -------
+        raw : ndarray
+            (n, size, size, channels) float32; NaN where masked or beyond the cutout, zero where unscoreable.
+        quality : ndarray
+            (n,) `Quality` bits of the cutting.
+        """
         wanted = self.preprocessing
         raw = np.empty((len(alerts), wanted.stamp_size, wanted.stamp_size, len(wanted.cutouts)), np.float32)
         quality = np.zeros(len(alerts), np.uint32)
@@ -84,11 +104,42 @@ class Stamper:
                 for channel, name in enumerate(wanted.cutouts):
                     flags |= self._cut_one(raw[row, :, :, channel], alert, name)
                 quality[row] = flags
-        unusable = (quality & _UNSCOREABLE) != 0
-        raw[unusable] = 0.0
-        stamps, found = normalise(raw, wanted)
-        found[unusable] = 0  # a row without pixels is blank: that says nothing about the sky
-        return Stamps(stamps, quality | found)
+        raw[(quality & _UNSCOREABLE) != 0] = 0.0
+        return raw, quality
+
+    def cut_noise(self, alerts: Sequence[Alert]) -> FloatArray:
+        """Cut the noise maps of a batch, for training; serving needs none.
+
+        Parameters
+        ----------
+        alerts : sequence of Alert
+            Decoded alerts.
+
+        Returns
+        -------
+        ndarray
+            (n, size, size, channels) float32, one standard deviation of each pixel in the survey's unit; NaN where
+            the alert does not say.
+        """
+        wanted = self.preprocessing
+        noise = np.full((len(alerts), wanted.stamp_size, wanted.stamp_size, len(wanted.cutouts)), np.nan, np.float32)
+        for row, alert in enumerate(alerts):
+            for channel, name in enumerate(wanted.cutouts):
+                variance = self._variance(alert, name)
+                if variance is not None:
+                    centre = self._candidate_pixel(variance.shape, alert)
+                    with np.errstate(invalid="ignore", over="ignore"):
+                        crop_into(noise[row, :, :, channel], np.sqrt(variance), *centre)
+        return noise
+
+    def _variance(self, alert: Alert, name: str) -> npt.NDArray[np.generic] | None:
+        cutout = alert.cutout(name)
+        if cutout is None or len(cutout) == 0 or self._cutouts.encoding == "float32":
+            return None
+        try:
+            return read_variance(decompress(cutout, self._max_bytes))
+        except CutoutError:  # the stamp itself says what is wrong with it
+            return None
 
     def _cut_one(self, out: FloatArray, alert: Alert, name: str) -> int:
         cutout = alert.cutout(name)

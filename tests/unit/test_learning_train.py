@@ -31,7 +31,7 @@ TINY = {
     "data": {"simulated_stamps": 400, "min_stamps": 32},
     "model": {"filters": 4, "latent_size": 6, "linear_skip": True},
     "fit": {"epochs": 2, "batch_size": 32, "learning_rate": 3e-3},
-    "scorer": {"hidden": 8, "draws": 8, "epochs": 4},
+    "scorer": {"hidden": 8, "draws": 8, "epochs": 20},
 }
 
 
