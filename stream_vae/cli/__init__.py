@@ -80,6 +80,7 @@ _FAMILIES = (
     "similar",
     "labels",
     "inject",
+    "simulate",
     "releases",
     "reservoir",
     "retrain",

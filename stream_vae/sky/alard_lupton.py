@@ -18,7 +18,7 @@ from stream_vae.sky.stars import Stars
 
 Floats = npt.NDArray[np.float64]
 
-_FIT_HALF_PX = 12
+_FIT_HALF_PX = 14
 _FEWEST_STARS = 3
 
 
@@ -57,6 +57,7 @@ def subtract_pair(
     profiles: tuple[Psf, Psf],
     stars: Stars,
     *,
+    kernel: Floats | None = None,
     name: str = "the pair",
 ) -> Subtracted:
     """Subtract a template from a science image on the same pixel grid.
@@ -71,6 +72,8 @@ def subtract_pair(
         Their measured profiles; they decide which is convolved and with what widths.
     stars : Stars
         Where the kernel is fitted.
+    kernel : ndarray, optional
+        Of an earlier subtraction of this pair; it is not fitted again then.
     name : str
         What to call the pair in errors.
 
@@ -88,7 +91,8 @@ def subtract_pair(
     sharp, wide = (science, template) if convolves_science else (template, science)
     sharp_noise, wide_noise = noises if convolves_science else noises[::-1]
     narrow_px, wide_px = sorted(profile.fwhm_px for profile in profiles)
-    kernel = _fit(sharp, wide, wide_noise, _basis(narrow_px, wide_px), stars, name)
+    if kernel is None:
+        kernel = _fit(sharp, wide, wide_noise, _basis(narrow_px, wide_px), stars, name)
     spoilt = ndimage.binary_dilation(~np.isfinite(sharp), iterations=2) | ~np.isfinite(wide)
     kept = np.float32(np.sum(kernel**2))  # of the variance of white noise; the rest has become covariance
     image = wide - _convolved(sharp, kernel)
@@ -104,7 +108,7 @@ def _basis(narrow_px: float, wide_px: float) -> Floats:
     """Three Gaussians with polynomials of degree 4, 2 and 2: (functions, rows, columns)."""
     sigma = max(float(np.sqrt(wide_px**2 - narrow_px**2)) / 2.355, 0.8)
     # A smaller one loses the wings, and with them some percent of the flux scale.
-    half = int(np.ceil(min(max(6.0 * sigma, 2.0 * wide_px), 24.0)))
+    half = int(np.ceil(min(max(6.0 * sigma, 3.0 * wide_px), 30.0)))
     offset = np.arange(-half, half + 1, dtype=np.float64)
     functions = []
     for factor, degree in ((0.5, 4), (1.0, 2), (2.0, 2)):
