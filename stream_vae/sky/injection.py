@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from stream_vae.cutout import crop_into
 from stream_vae.errors import ConfigError
@@ -20,6 +21,9 @@ from stream_vae.sky.injection_plan import Images, Plan, check_images
 from stream_vae.sky.psf import Image, Psf, add_points
 from stream_vae.sky.scene import TRANSIENT_SLOPE, power_law
 from stream_vae.sky.stars import Stars, background, find_sources, isolated_stars, measure_psf, noise_of
+
+SEPARATION_PX = 4
+"""Of two detections as close as this only the more significant one is kept."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -187,12 +191,17 @@ def _significance(difference: _Difference) -> Image:
 
 
 def _detect(difference: _Difference) -> tuple[Ints, Ints, Image]:
-    """Column, row and S/N of the most significant pixel of every region over 5 sigma."""
+    """Column, row and S/N of the most significant pixel of every region over 5 sigma, row by row."""
     significance = _significance(difference)
     regions, count = ndimage.label(significance > THRESHOLD, np.ones((3, 3)))
     if not count:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
     at = np.array(ndimage.maximum_position(significance, regions, np.arange(1, count + 1)), np.int64)
+    at = at[np.argsort(-significance[at[:, 0], at[:, 1]], kind="stable")]
+    # Of each close pair the fainter one goes: two regions of one source that noise has parted.
+    pairs = cKDTree(at).query_pairs(SEPARATION_PX, p=np.inf, output_type="ndarray")
+    at = np.delete(at, pairs.max(axis=1), axis=0)
+    at = at[np.lexsort((at[:, 1], at[:, 0]))]
     return at[:, 1], at[:, 0], significance[at[:, 0], at[:, 1]]
 
 
@@ -218,8 +227,6 @@ def _positions(
 
 
 def _nearest(sources: Stars, x: Ints, y: Ints) -> Ints:
-    from scipy.spatial import cKDTree
-
     nearest: Ints = cKDTree(np.stack([sources.x, sources.y], axis=-1)).query(np.stack([x, y], axis=-1))[1]
     return nearest
 

@@ -1,5 +1,6 @@
 """What an image says of itself: its background, its noise, its stars, and the profile that they share."""
 
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ _HALF_PX = 12
 """Half side of the box that a star is fitted in: three times the half width of the widest profile."""
 _STAR_SNR = 20.0
 _MOST_STARS = 40
+_FITTED_STARS = 20
 _FEWEST_STARS = 3
 _FWHM_PX = (1.2, 16.0)
 """Narrower is a cosmic ray or a hot pixel, wider is no star."""
@@ -139,7 +141,8 @@ def measure_psf(image: Image, noise: Image, stars: Stars, *, name: str = "the im
     ConfigError
         If fewer than three stars can be fitted.
     """
-    fits = [fit for x, y in zip(stars.x, stars.y, strict=True) if (fit := _fit(image, noise, int(x), int(y)))]
+    each = (_fit(image, noise, int(x), int(y)) for x, y in zip(stars.x, stars.y, strict=True))
+    fits = list(islice((fit for fit in each if fit is not None), _FITTED_STARS))
     if len(fits) < _FEWEST_STARS:
         raise ConfigError(
             f"{name}: only {len(fits)} bright isolated stars can be fitted, too few to measure the profile.",

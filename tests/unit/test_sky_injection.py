@@ -172,6 +172,13 @@ def test_a_simulated_pair_gives_both_kinds_of_detections() -> None:
     assert one.found[one.true_snr > 15].mean() > 0.6
 
 
+def test_one_source_gives_one_stamp() -> None:
+    for one in rounds(Images("a", difference=noise_image()), Plan(per_image=90, rounds=4, fwhm_px=7.0)):
+        assert (one.labels == 1).sum() == one.found.sum()
+        apart = np.maximum(abs(one.x[:, None] - one.x), abs(one.y[:, None] - one.y))
+        assert apart[~np.eye(len(apart), dtype=bool)].min() > 4
+
+
 def test_the_stamp_is_centred_on_the_most_significant_pixel() -> None:
     (one,) = rounds(Images("a", difference=noise_image()), Plan(per_image=50, fwhm_px=4.0))
     centre = one.stamps[:, 10, 10, 0]
