@@ -1,13 +1,17 @@
 """``stream-vae train``, ``encode`` and ``evaluate``: models from stamps, and what they say of stamps."""
 
-from collections.abc import Iterator, Mapping
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from stream_vae.cli import app, console, notes
 from stream_vae.cli.options import AsJson, Store, answer
+from stream_vae.errors import ConfigError
 
 Data = Annotated[
     str,
@@ -105,32 +109,71 @@ def encode(
 def evaluate(
     store: Store,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Gets metrics.json and report.html.")],
-    release: ReleaseOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Gets report.html, metrics.json, metrics.csv and figures/.")
+    ],
+    release: Annotated[
+        list[str] | None,
+        typer.Option("--release", metavar="ID", help="May be given several times. Absent: the current one."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All releases of the store.")] = False,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Fit PCA and a dictionary on part of the data, to compare."),
+    ] = True,
     survey: Survey = None,
+    labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a release on stamps and write a report.
+    """Measure releases on stamps, beside PCA and a dictionary, and write a report.
 
     Examples:
 
         stream-vae evaluate --store releases --data stamps.npz --out report
-    """
-    from stream_vae.learning.evaluate import evaluate as evaluate_release
 
-    metrics = evaluate_release(store, release, data, out, survey=survey, progress=not as_json)
+        stream-vae evaluate --store releases --release A --release B --data stamps.npz --out report
+
+        stream-vae evaluate --store releases --all --data alerts/ --labels labels.csv --out report
+    """
+    from stream_vae.learning.evaluate import evaluate as evaluate_releases
+
+    if every and release:
+        raise ConfigError("--all and --release were both given.", remedy="Give one of them.")
+    metrics = evaluate_releases(
+        store,
+        release,
+        data,
+        out,
+        every=every,
+        baselines=baselines,
+        survey=survey,
+        labels=labels,
+        command=_asked(),
+        progress=not as_json,
+    )
     if as_json:
         answer(metrics)
         return
-    for name, value in _numbers(metrics):
-        console.print(f"{name:32} {value:.4g}", highlight=False)
+    console.print(_summary(metrics))
     notes.print(f"Report: {out / 'report.html'}")
 
 
-def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Flatten nested metrics; lists stay in the JSON."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            yield prefix + name, value
+def _asked() -> str:
+    """Say the command as it was typed, for the report's provenance."""
+    return shlex.join(["stream-vae", *sys.argv[1:]])
+
+
+def _summary(metrics: Mapping[str, Any]) -> Table:
+    """Show every model's main measures."""
+    from stream_vae.learning.report.numbers import SUMMARY, look_up
+
+    columns = [
+        column for column in SUMMARY if any(look_up(m, column.path) is not None for m in metrics["models"].values())
+    ]
+    table = Table("model", *(column.title for column in columns), box=None)
+    for name, merits in metrics["models"].items():
+        found = (look_up(merits, column.path) for column in columns)
+        values = (value["value"] if isinstance(value, Mapping) else value for value in found)
+        cells = ["" if v is None else f"{v:.{c.digits}f}" for v, c in zip(values, columns, strict=True)]
+        table.add_row(name, *cells)
+    return table
