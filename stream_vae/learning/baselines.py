@@ -99,7 +99,7 @@ class Linear:
             They have no variance.
         """
         _check_shape(stamps, self._shape)
-        flat = stamps.reshape(len(stamps), -1)
+        flat = stamps.reshape(len(stamps), self.mean.size)
         parts = [self._codes(flat[i : i + BATCH]) for i in range(0, len(flat), BATCH)]
         empty = np.empty((0, len(self.components)), np.float32)
         return np.concatenate(parts or [empty]), None
@@ -257,8 +257,14 @@ def fit_dictionary(
             f"{passes} passes through an iterator cannot be made: it is empty after the first.",
             remedy="Give a list of batches or `baselines.Batches`, or ask for one pass.",
         )
+    # Coordinate descent: a path of least angles finds the same codes in thirty times the time.
     learner = MiniBatchDictionaryLearning(
-        components, alpha=penalty, transform_algorithm="lasso_cd", transform_alpha=penalty, random_state=seed
+        components,
+        alpha=penalty,
+        fit_algorithm="cd",
+        transform_algorithm="lasso_cd",
+        transform_alpha=penalty,
+        random_state=seed,
     )
     mean: Array | None = None
     shape: tuple[int, ...] = ()
