@@ -49,6 +49,8 @@ class Conditions:
         The pipeline's noise map over the true noise.
     matched_filter : bool
         Detection on the image filtered with its profile, rather than on single pixels.
+    centre_on_peak : bool
+        The pipeline cuts stamps round the brightest pixel near the detection, rather than round the detected one.
     mask_saturated : bool
         The pipeline masks saturated pixels.
     misread_share : float
@@ -80,6 +82,7 @@ class Conditions:
     background_error: float
     noise_underestimate: float
     matched_filter: bool
+    centre_on_peak: bool
     mask_saturated: bool
     misread_share: float
     zero_point_mag: float
@@ -147,6 +150,7 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
         background_error=0.1 * rng.standard_normal(),
         noise_underestimate=rng.uniform(0.75, 1.0),
         matched_filter=rng.uniform() < 0.5,
+        centre_on_peak=rng.uniform() < 0.4,
         mask_saturated=rng.uniform() < 0.3,
         misread_share=rng.uniform(0.01, 0.1) if rng.uniform() < 0.4 else 0.0,
         zero_point_mag=rng.uniform(26.0, 31.0),

@@ -32,9 +32,9 @@ class Candidates:
     Parameters
     ----------
     row, column : ndarray of int
-        The pixel that was detected: the most significant of its region, not the centroid.
+        The most significant pixel of its region, or the brightest one beside it; not the centroid.
     snr : ndarray of float32
-        Signal to noise of that pixel, by the pipeline's noise map.
+        Signal to noise of the most significant pixel, by the pipeline's noise map.
     flux : ndarray of float32
         Flux of the profile that fits best there, in electrons; it may be negative for what is no source.
     kind : ndarray of str
@@ -72,6 +72,9 @@ def detect(conditions: Conditions, difference: Difference, transients: Transient
     """
     significance = _significance(conditions, difference)
     row, column = _peaks(significance, margin)
+    snr = significance[row, column]
+    if conditions.centre_on_peak:
+        row, column = _brightest_near(difference.image, row, column)
     injected, distance, share = _match(conditions, difference, transients, row, column)
     causes = _causes(difference, row, column)
     # The radius is that of a centroid's error at 5 sigma plus half a pixel's diagonal.
@@ -80,7 +83,7 @@ def detect(conditions: Conditions, difference: Difference, transients: Transient
     # Between the two the candidate is a blend, which no label would be right for.
     kind = np.where(real, injected, np.where(share > 0.15, _AMBIGUOUS, causes))
     flux = _fitted_flux(conditions, difference, row, column)
-    return Candidates(row, column, significance[row, column], flux, kind, real)
+    return Candidates(row, column, snr, flux, kind, real)
 
 
 def is_ambiguous(kind: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
@@ -136,6 +139,16 @@ def _peaks(significance: Image, margin: int) -> tuple[npt.NDArray[np.int64], npt
     kept = _thin_out(row, column, labels[row, column])
     kept = kept[np.lexsort((column[kept], row[kept]))]
     return row[kept].astype(np.int64), column[kept].astype(np.int64)
+
+
+def _brightest_near(
+    image: Image, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The brightest pixel within two of each; the margin is wide enough for that."""
+    offset = np.arange(-2, 3)
+    boxes = image[row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :]]
+    best = np.argmax(np.where(np.isnan(boxes), -np.inf, boxes).reshape(len(row), -1), axis=1)
+    return row + offset[best // 5], column + offset[best % 5]
 
 
 def _thin_out(

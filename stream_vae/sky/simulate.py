@@ -14,6 +14,7 @@ from stream_vae.sky.conditions import Conditions, draw_conditions
 from stream_vae.sky.detection import Candidates, detect, is_ambiguous
 from stream_vae.sky.differencing import Difference, subtract
 from stream_vae.sky.exposure import expose_science, expose_template
+from stream_vae.sky.likeness import Likeness
 from stream_vae.sky.parallel import map_in_order
 from stream_vae.sky.psf import Image
 from stream_vae.sky.scene import draw_scene
@@ -82,6 +83,7 @@ def simulate_stamps(
     size: int = 21,
     seed: int = 0,
     real_fraction: float | None = None,
+    like: Likeness | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulatedStamps:
@@ -100,6 +102,9 @@ def simulate_stamps(
         Fixes everything.
     real_fraction : float, optional
         Share of real ones. By default what the detection gives, which is 30 to 40%.
+    like : Likeness, optional
+        From `stream_vae.sky.match`: stamps like a user's own, rather than those of any instrument. Three or four times
+        as slow, because it throws away what does not look alike.
     workers : int
         Processes to spread the image pairs over; the stamps are the same for any number. They are spawned, so that a
         script that asks for more than one needs ``if __name__ == "__main__":`` round what it does.
@@ -120,7 +125,7 @@ def simulate_stamps(
         raise ValueError(f"n must be positive, not {n}")
     parts: list[SimulatedStamps] = []
     done = 0
-    for part in simulate_images(n, size=size, seed=seed, real_fraction=real_fraction, workers=workers):
+    for part in simulate_images(n, size=size, seed=seed, real_fraction=real_fraction, like=like, workers=workers):
         parts.append(part)
         done += len(part)
         if progress is not None:
@@ -129,7 +134,13 @@ def simulate_stamps(
 
 
 def simulate_images(
-    n: int, *, size: int = 21, seed: int = 0, real_fraction: float | None = None, workers: int = 1
+    n: int,
+    *,
+    size: int = 21,
+    seed: int = 0,
+    real_fraction: float | None = None,
+    like: Likeness | None = None,
+    workers: int = 1,
 ) -> Iterator[SimulatedStamps]:
     """Simulate like `simulate_stamps`, and yield the stamps image by image, so that not all are in memory at once.
 
@@ -143,6 +154,8 @@ def simulate_images(
         Fixes everything.
     real_fraction : float, optional
         Share of real ones among the `n`.
+    like : Likeness, optional
+        What they have to be like, as `simulate_stamps` has it.
     workers : int
         Processes, as `simulate_stamps` has them.
 
@@ -161,7 +174,7 @@ def simulate_images(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     missing = _wanted(n, real_fraction)
-    pairs = map_in_order(partial(_simulate_pair, seed, size), count(), workers)
+    pairs = map_in_order(partial(simulate_pair, seed, size, like), count(), workers)
     with closing(pairs):
         while n > 0:
             part = next(pairs)
@@ -190,9 +203,27 @@ def _keep(labels: npt.NDArray[np.int8], missing: npt.NDArray[np.int64], total: i
     return keep
 
 
-def _simulate_pair(seed: int, size: int, group: int) -> SimulatedStamps:
+def simulate_pair(seed: int, size: int, like: Likeness | None, group: int) -> SimulatedStamps:
+    """Simulate one image pair.
+
+    Parameters
+    ----------
+    seed : int
+        Fixes, with the pair's number, everything.
+    size : int
+        Pixels along each side of a stamp.
+    like : Likeness or None
+        What the stamps have to be like.
+    group : int
+        Number of the pair.
+
+    Returns
+    -------
+    SimulatedStamps
+        Those of the pair, in random order; there may be none.
+    """
     rng = np.random.default_rng((seed, group))
-    conditions = draw_conditions(rng)
+    conditions = draw_pair_conditions(rng, like)
     margin = size // 2 + 8  # what resampling and convolution spoil at the border stays outside every stamp
     side = fft.next_fast_len(_FIELD_PX + 2 * margin, real=True)
     scene = draw_scene(rng, conditions, side, _TRANSIENTS_PER_FIELD)
@@ -200,7 +231,26 @@ def _simulate_pair(seed: int, size: int, group: int) -> SimulatedStamps:
     template = expose_template(rng, conditions, scene)
     difference = subtract(rng, conditions, science, template)
     candidates = _choose(rng, detect(conditions, difference, scene.transients, margin))
-    return _cut(rng, conditions, difference, candidates, size=size, group=group)
+    stamps = _cut(rng, conditions, difference, candidates, size=size, group=group)
+    return stamps if like is None else _take(stamps, like.passes(rng, stamps.stamps[..., 0]))
+
+
+def draw_pair_conditions(rng: np.random.Generator, like: Likeness | None) -> Conditions:
+    """Draw the conditions of one pair: the first thing that its random numbers are used for.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        The pair's.
+    like : Likeness or None
+        None: any instrument's.
+
+    Returns
+    -------
+    Conditions
+        Of the pair.
+    """
+    return draw_conditions(rng) if like is None else like.draw(rng)
 
 
 def _choose(rng: np.random.Generator, candidates: Candidates) -> Candidates:

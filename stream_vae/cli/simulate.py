@@ -1,0 +1,147 @@
+"""``stream-vae simulate``: labelled stamps, or alerts with their labels, from the simulator."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import typer
+
+from stream_vae.cli import app, console
+from stream_vae.cli.options import AsJson, answer
+from stream_vae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stream_vae.learning.progress import Reporter
+    from stream_vae.sky import Likeness
+
+_KEPT = ("labels", "groups", "kinds", "snr")
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.npz", help="Stamps with all about them.")] = None,
+    alerts: Annotated[
+        Path | None, typer.Option("--alerts", metavar="DIR", help="Instead: alert packets, and labels.csv.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many stamps or alerts.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same, with any number of workers.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    size: Annotated[int, typer.Option(min=5, help="Pixels along each side of a stamp, odd.")] = 21,
+    all_cutouts: Annotated[
+        bool, typer.Option("--all-cutouts", help="Difference, science and template; absent: difference only.")
+    ] = False,
+    real_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of real ones; absent: 30 to 40%, as detected.")
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Make them look like these stamps (.npy or .npz); labels are not used."),
+    ] = None,
+    form: Annotated[Literal["candidate", "ztf"], typer.Option("--format", help="Schema of the alerts.")] = "candidate",
+    as_json: AsJson = False,
+) -> None:
+    """Simulate image pairs, subtract and search them, and write what was found with its labels.
+
+    Stamps are in counts, not scaled, NaN where masked; the file has noise maps, labels, groups (image pairs), kinds
+    and S/N, and `train --data` and `evaluate --data` take it.
+
+    Examples:
+
+        stream-vae simulate --out stamps.npz -n 100000 --workers 2
+
+        stream-vae simulate --out like-mine.npz --like my-stamps.npz --seed 1
+
+        stream-vae simulate --alerts night/ --format ztf -n 500
+    """
+    from stream_vae.learning.progress import reporter
+
+    if (out is None) == (alerts is None):
+        raise ConfigError("One of --out and --alerts is needed.", remedy="Give --out FILE.npz, or --alerts DIR.")
+    if size % 2 == 0:
+        raise ConfigError(f"--size {size}: stamps have a central pixel.", remedy="Give an odd number.")
+    with reporter(show=not as_json) as report:
+        if out is not None:
+            target, real = (
+                out,
+                _write_stamps(
+                    out, count, seed, workers, size, real_fraction, like, all_cutouts=all_cutouts, report=report
+                ),
+            )
+        else:
+            assert alerts is not None, "one of the two was given"
+            if like is not None:
+                raise ConfigError("--like is for stamps, not for alerts.", remedy="Leave it out, or use --out.")
+            target, real = alerts, _write_alerts(alerts, form, count, seed, real_fraction, report)
+    what = "stamps" if out is not None else "alerts"
+    if as_json:
+        answer({what: count, "real": real, "out": str(target)})
+    else:
+        console.print(f"Wrote {count:,} {what} to {target}, {real:,} of them real.", highlight=False, soft_wrap=True)
+
+
+def _write_stamps(
+    out: Path,
+    count: int,
+    seed: int,
+    workers: int,
+    size: int,
+    real_fraction: float | None,
+    like: Path | None,
+    *,
+    all_cutouts: bool,
+    report: "Reporter",
+) -> int:
+    from stream_vae.sky import simulate_stamps
+
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out {out}: it is written as .npz.", remedy="Give the file that suffix.")
+    result = simulate_stamps(
+        count,
+        size=size,
+        seed=seed,
+        real_fraction=real_fraction,
+        like=None if like is None else _matched(like, size, workers),
+        workers=workers,
+        progress=lambda done, total: report("simulate", done, total),
+    )
+    channels = slice(None) if all_cutouts else 0
+    arrays = {name: getattr(result, name) for name in _KEPT}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out, stamps=result.stamps[..., channels], noise=result.noise[..., channels], **arrays)
+    return int(result.labels.sum())
+
+
+def _matched(file: Path, size: int, workers: int) -> "Likeness":
+    from stream_vae.sky import match
+
+    try:
+        loaded = np.load(file)
+        stamps = loaded["stamps"] if file.suffix == ".npz" else loaded
+        if stamps.shape[1] != size:
+            raise ConfigError(f"--like {file}: stamps of shape {stamps.shape}.", remedy="Give --size their side.")
+        return match(stamps, workers=workers)
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"--like {file}: {error}.", remedy="Give .npy, or .npz with `stamps`: (n, size, size), at least 50."
+        ) from error
+
+
+def _write_alerts(
+    folder: Path,
+    form: Literal["candidate", "ztf"],
+    count: int,
+    seed: int,
+    real_fraction: float | None,
+    report: "Reporter",
+) -> int:
+    from stream_vae.labels import Label, Provenance, write_labels
+    from stream_vae.sky.packets import simulate_packets
+
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = []
+    for packet in simulate_packets(count, shape=form, seed=seed, real_fraction=real_fraction):
+        (folder / f"{packet.candid}.avro").write_bytes(packet.packet)
+        labels.append(Label(str(packet.candid), packet.label, Provenance.SIMULATION, comment=packet.kind))
+        report("simulate", len(labels), count)
+    write_labels(folder / "labels.csv", labels)
+    return sum(label.label for label in labels)
