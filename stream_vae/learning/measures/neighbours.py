@@ -30,8 +30,8 @@ def dnmse_curve(
         DNMSE(k) = sum_{i<=k} w_i NMSE_i / sum_{i<=k} w_i.
 
     0 if all found are the seed's twins; twice the relative energy for strangers. The paper plots a DNMSE without an
-    equation that we could consult: this is our reading of its name. It orders models as other normalisations do,
-    and is compared within a report, never with the paper's numbers.
+    equation that we could consult: this is our reading of its name. On real stamps it orders PCA of 21, 5 and 1
+    components and random codes as six other normalisations do. Compare it within a report, never with the paper's.
 
     Parameters
     ----------
