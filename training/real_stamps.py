@@ -1,100 +1,143 @@
-"""Judge a recipe on labelled real stamps of several images: train on one, test on the others, in turn.
+"""Judge recipes and baselines on labelled real stamps of several images: learn from one, test on the others, in turn.
 
-For each image: fit the recipe's CVAE on that image's stamps (a tenth is held out to stop on), then measure the others:
-reconstruction beside PCA of the same size fitted on the same stamps, active units, and the AUC of a logistic
-probe on the standardised posterior mean that was shown few labels of the training image.
+A model is fitted to the stamps of one image without their labels (a tenth is held out to stop on); a recipe with
+`data.add_simulated` sees simulated stamps, and their labels, too. Then, on the other images: reconstruction, active
+units, mutual information, and the AUC of a logistic probe on the code that was shown some labels of the first image.
 
-    python training/real_stamps.py --stamps FILE.npz --recipe survey --epochs 60
+    python training/real_stamps.py --stamps FILE.npz --models pca pca-turned sdl pixels scae survey
+
+`pca-turned` is fitted to the stamps in all eight orientations, which the networks are trained on as well.
 """
 
 import argparse
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from stream_vae.learning import measures
-from stream_vae.learning.fit import decode, encode, fit_model
-from stream_vae.learning.progress import reporter
-from stream_vae.learning.recipe import Recipe, build_recipe, load_recipe
-from stream_vae.learning.reference import pca_squared_error, principal_components
+from stream_vae.learning import baselines, few_labels, measures
+from stream_vae.learning.batches import turn
+from stream_vae.learning.data import simulated
+from stream_vae.learning.fit import fit_model
+from stream_vae.learning.progress import Reporter, reporter
+from stream_vae.learning.recipe import Recipe, load_recipe
+from stream_vae.learning.representation import Representation, of_model
 from stream_vae.learning.stampfile import stamps_from_file
-from stream_vae.learning.stamps import REAL, StampSet, read_stamps
+from stream_vae.learning.stamps import REAL, UNKNOWN, StampSet, read_stamps
+from stream_vae.learning.train import ADDED_SEED, balanced
 
 Array = NDArray[np.float32]
+Rows = NDArray[np.int64]
 
 
-def probe_auc(
-    train: Array, train_real: NDArray[np.bool_], test: Array, test_real: NDArray[np.bool_], *, labels: int, draws: int
-) -> tuple[float, float]:
-    """Mean and standard deviation of the AUC over draws of a few labels, half of them real."""
-    centre, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
-    train, test = (train - centre) / spread, (test - centre) / spread
-    values = []
-    for draw in range(draws):
-        random = np.random.default_rng(draw)
-        rows = np.concatenate(
-            [random.choice(np.flatnonzero(train_real == kind), labels // 2, replace=False) for kind in (True, False)]
-        )
-        probe = LogisticRegression(max_iter=1000).fit(train[rows], train_real[rows])
-        values.append(measures.roc_auc(probe.decision_function(test), test_real))
-    return float(np.mean(values)), float(np.std(values))
+def turned(stamps: Array) -> Iterator[Array]:
+    """All eight orientations."""
+    for way in range(8):
+        yield turn(stamps, np.full(len(stamps), way))
 
 
-def codes_of_pca(stamps: Array, mean: Array, components: Array) -> Array:
-    """Principal components of stamps."""
-    return (stamps.reshape(len(stamps), -1) - mean) @ components.T
+def fit(model: str, path: Path, image: int, report: Reporter) -> tuple[Representation, StampSet]:
+    """Fit a baseline or a recipe to one image; give it, and the whole file."""
+    recipe = Recipe() if model in BASELINES else load_recipe(model)
+    data = read(recipe, path, report)
+    own = np.flatnonzero(data.groups[: len(data) - data.added] == image)
+    if model in BASELINES:
+        return BASELINES[model](data.take(own)), data
+    hidden = np.asarray(data.labels).copy()
+    hidden[: len(data) - data.added] = UNKNOWN  # a recipe may learn from labels: here from simulated ones alone
+    shuffled = np.random.default_rng(recipe.seed).permutation(own)
+    held_out, kept = np.sort(shuffled[: len(own) // 10]), np.sort(shuffled[len(own) // 10 :])
+    rows = balanced(np.concatenate([kept, np.arange(len(data) - data.added, len(data))]), len(data) - data.added)
+    blind = StampSet(data.stamps, hidden, data.groups, data.snapshot, added=data.added)
+    found = fit_model(recipe, blind, rows, held_out, report=report)
+    return of_model(recipe.name, found.model), data
 
 
-def judge(recipe: Recipe, data: StampSet, image: int, *, labels: int, draws: int) -> None:
-    """Train on one image, test on the others, print a row for PCA and one for the recipe."""
-    inside = np.flatnonzero(data.groups == image)
-    outside = np.flatnonzero(data.groups != image)
-    shuffled = np.random.default_rng(recipe.seed).permutation(inside)
-    held_out, fitted = shuffled[: len(inside) // 10], shuffled[len(inside) // 10 :]
-    began = time.monotonic()
-    with reporter() as report:
-        fit = fit_model(recipe, data, np.sort(fitted), np.sort(held_out), report=report)
-    seconds = time.monotonic() - began
-    train, test = data.stamps[inside], data.stamps[outside]
-    train_real, test_real = data.labels[inside] == REAL, data.labels[outside] == REAL
+def read(recipe: Recipe, path: Path, report: Reporter) -> StampSet:
+    """Read the file, and simulate what the recipe adds."""
+    added = None
+    if recipe.data.add_simulated:
+        seed = recipe.seed + ADDED_SEED
+        added = simulated(recipe.data.add_simulated, recipe.preprocessing, seed=seed, report=report)
+    source = stamps_from_file(path, recipe.preprocessing)
+    return read_stamps(source, max_stamps=None, min_stamps=64, seed=recipe.seed, added=added, report=report)
 
-    mean, components = principal_components(train, recipe.model.latent_size)
-    error = pca_squared_error(test, mean, components).mean()
-    codes = codes_of_pca(train, mean, components), codes_of_pca(test, mean, components)
-    auc, deviation = probe_auc(codes[0], train_real, codes[1], test_real, labels=labels, draws=draws)
-    print(f"trained on image {image}, {len(inside)} stamps; tested on {len(outside)}")
-    print(f"  PCA-{len(components)}: squared error {error:.3f}, AUC at {labels} labels {auc:.4f} +- {deviation:.4f}")
 
-    (z_train, _), (z_test, log_var) = encode(fit.model, train), encode(fit.model, test)
-    error = np.square(decode(fit.model, z_test) - test).sum(axis=(1, 2, 3)).mean()
-    auc, deviation = probe_auc(z_train, train_real, z_test, test_real, labels=labels, draws=draws)
-    kl, active = measures.kl_per_unit(z_test, log_var).sum(), measures.active_units(z_test)
-    print(
-        f"  {recipe.name}: squared error {error:.3f}, KL {kl:.1f} nats, {active} active units, "
-        f"AUC at {labels} labels {auc:.4f} +- {deviation:.4f}; epoch {fit.best_epoch}, {seconds:.0f} s"
-    )
+def judge(found: Representation, data: StampSet, image: int, *, counts: list[int], draws: int) -> dict[str, Any]:
+    """Measure what a model makes of the other images."""
+    own = np.arange(len(data) - data.added)
+    inside, outside = own[data.groups[own] == image], own[data.groups[own] != image]
+    test = data.take(outside)
+    real_train, real_test = data.labels[inside] == REAL, data.labels[outside] == REAL
+    (z_train, _), (z_test, log_var) = found.encode(data.take(inside)), found.encode(test)
+    curve = few_labels.curve(z_train, real_train, z_test, real_test, counts=counts, draws=draws)
+    spread = z_train.std(axis=0) + 1e-6
+    probe = LogisticRegression(max_iter=3000, class_weight="balanced").fit(z_train / spread, real_train)
+    score = probe.decision_function(z_test / spread).astype(np.float32)
+    result: dict[str, Any] = {
+        "auc": {line.labels: (line.mean, line.std) for line in curve},
+        "auc_all": measures.roc_auc(score, real_test),
+        "mdr_all": measures.missed_detection_rate(score, real_test),
+    }
+    decoded = found.decode(z_test)
+    if decoded is not None:
+        result["squared_error"] = float(np.square(decoded - test).sum(axis=(1, 2, 3)).mean())
+    if log_var is not None and log_var.min() > -20.0:  # at -20 the code is a point
+        information, cap = measures.mutual_information(z_test, log_var)
+        kl = float(measures.kl_per_unit(z_test, log_var).sum())
+        result |= {"kl": kl, "mutual_information": information, "mutual_information_cap": cap}
+        result["active_units"] = measures.active_units(z_test)
+    return result
+
+
+def row(model: str, image: int, result: dict[str, Any], seconds: float) -> str:
+    """Write a result as a row of a table."""
+    aucs = [f"{mean:.3f} ± {std:.3f}" for mean, std in result["auc"].values()]
+    latent = "-"
+    if "active_units" in result:
+        latent = f"{result['active_units']}, {result['mutual_information']:.2f}"
+    error = f"{result['squared_error']:.3f}" if "squared_error" in result else "-"
+    end = [f"{result['auc_all']:.4f}", f"{100 * result['mdr_all']:.1f}%", latent, f"{seconds:.0f}"]
+    return "| " + " | ".join([model, str(image), error, *aucs, *end]) + " |"
+
+
+BASELINES = {
+    "pca": lambda stamps: baselines.fit_pca(baselines.Batches(stamps)),
+    "pca-turned": lambda stamps: baselines.fit_pca(turned(stamps)),
+    "sdl": lambda stamps: baselines.fit_dictionary(baselines.Batches(stamps), passes=max(1, 20_000 // len(stamps))),
+    "pixels": lambda _: baselines.raw_pixels(),
+}
 
 
 def main() -> None:
-    """Read the arguments and go through the images."""
+    """Read the arguments and go through models and images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stamps", type=Path, required=True, help="an .npz with stamps, labels and groups")
-    parser.add_argument("--recipe", default="survey", help="a name or a TOML file")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--labels", type=int, default=100)
+    parser.add_argument("--models", nargs="+", default=[*BASELINES, "scae", "survey"], help="baselines and recipes")
+    parser.add_argument("--labels", type=int, nargs="+", default=list(few_labels.COUNTS))
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="a .json file for the figures")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe)
-    if arguments.epochs is not None:
-        content = recipe.model_dump()
-        content["fit"]["epochs"] = arguments.epochs
-        recipe = build_recipe(content)
-    source = stamps_from_file(arguments.stamps, recipe.preprocessing)
-    data = read_stamps(source, max_stamps=200_000, min_stamps=64, seed=recipe.seed)
-    for image in np.unique(data.groups):
-        judge(recipe, data, int(image), labels=arguments.labels, draws=arguments.draws)
+    with np.load(arguments.stamps) as file:
+        images = [int(image) for image in np.unique(np.unique(file["groups"], return_inverse=True)[1])]
+    heads = [f"AUC, {count} labels" for count in arguments.labels]
+    columns = ["model", "learned from", "squared error", *heads, "AUC, all", "MDR at 1% FPR", "units, MI", "s"]
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    results = []
+    for model in arguments.models:
+        for image in images:
+            began = time.monotonic()
+            with reporter() as report:
+                found, data = fit(model, arguments.stamps, image, report)
+            result = judge(found, data, image, counts=arguments.labels, draws=arguments.draws)
+            print(row(model, image, result, time.monotonic() - began), flush=True)
+            results.append({"model": model, "image": image} | result)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

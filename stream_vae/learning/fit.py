@@ -9,20 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.batches import Batches, inputs_of
+from stream_vae.learning.batches import Batches, inputs_of, turn
 from stream_vae.learning.course import Checkpoint, Course, assign, fingerprint
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import Recipe
 from stream_vae.learning.stamps import StampSet
-from stream_vae.model.backend import keras
 from stream_vae.model.autoencoder import Autoencoder
+from stream_vae.model.backend import keras
 from stream_vae.model.cvae import CVAE
+from stream_vae.model.networks import start_linear
 from stream_vae.model.scae import SCAE
 
 Stamps = NDArray[np.float32]
 
 MAX_VALIDATION = 20_000
 """Stamps that an epoch is judged by: more would move the loss by less than an epoch does."""
+MAX_START = 20_000
+"""Stamps whose principal components a model begins with: more would hardly move them."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,9 @@ def fit_model(
         )
     steps = max(1, len(train_rows) // min(section.batch_size, len(train_rows)))
     model = new_model(recipe, steps_per_epoch=steps)
-    model.compile(optimizer=_optimizer(recipe, steps=steps * section.epochs))
+    if recipe.model.linear_start == "pca":
+        _start_linear(model, data, train_rows, recipe.seed)
+    model.compile(optimizer=optimizer_of(recipe, steps=steps * section.epochs))
     model.optimizer.build(model.trainable_variables)
     course = Course(section.patience)
     if saved is not None and saved.exists:
@@ -241,15 +246,46 @@ def fit_model(
     return Fit(model, course.history, course.best_epoch, course.seconds)
 
 
-def _some(rows: NDArray[Any], seed: int) -> NDArray[Any]:
-    """As many rows as a validation needs, ascending."""
-    if len(rows) <= MAX_VALIDATION:
+def _start_linear(model: Autoencoder, data: StampSet, rows: NDArray[Any], seed: int) -> None:
+    """Begin at the principal components of some training stamps in all eight orientations."""
+    stamps = data.take(_some(rows, seed, MAX_START))
+    turned = (turn(stamps, np.full(len(stamps), way)) for way in range(8))
+    covariance = np.zeros((model.pixels, model.pixels))
+    total = np.zeros(model.pixels)
+    for some in turned:
+        flat = some.reshape(len(some), -1).astype(np.float64)
+        covariance += flat.T @ flat
+        total += flat.sum(axis=0)
+    mean = total / (8 * len(stamps))
+    values, vectors = np.linalg.eigh(covariance / (8 * len(stamps)) - np.outer(mean, mean))
+    latent_size = min(model.get_config()["latent_size"], model.pixels)
+    spread = np.sqrt(np.maximum(values[::-1][:latent_size], 1e-8))
+    start_linear(model.encoder, model.decoder, vectors[:, ::-1][:, :latent_size].T, spread)
+
+
+def _some(rows: NDArray[Any], seed: int, most: int = MAX_VALIDATION) -> NDArray[Any]:
+    """At most so many rows, ascending."""
+    if len(rows) <= most:
         return rows
-    chosen = np.random.default_rng(seed).choice(len(rows), MAX_VALIDATION, replace=False)
+    chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
     return rows[np.sort(chosen)]
 
 
-def _optimizer(recipe: Recipe, *, steps: int) -> Any:
+def optimizer_of(recipe: Recipe, *, steps: int) -> Any:
+    """Make the recipe's optimiser.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its `fit` section counts.
+    steps : int
+        Batches of the whole fit, over which the learning rate falls.
+
+    Returns
+    -------
+    keras.optimizers.Optimizer
+        With steep gradients clipped.
+    """
     rate: Any = recipe.fit.learning_rate
     if recipe.fit.decay == "cosine":
         # To a hundredth: the last epochs polish rather than stand still.

@@ -48,10 +48,18 @@ class ModelSection(_Section):
     filters: int = Field(default=32, ge=4, le=256)
     linear_skip: bool = False
     """Linear paths from pixels to the mean code, and from the code to pixels."""
+    linear_start: Literal["random", "pca"] = "random"
+    """Where these begin: `pca` at the principal components of the training stamps and their mirror images."""
     prior: Literal["normal", "vamp"] = "normal"
     """Of the codes: standard normal, or a learned mixture (VampPrior)."""
     pseudo_inputs: int = Field(default=100, ge=2, le=4096)
     """Components of a learned prior."""
+
+    @model_validator(mode="after")
+    def _has_what_it_starts(self) -> "ModelSection":
+        if self.linear_start != "random" and not self.linear_skip:
+            raise ValueError("model.linear_start needs model.linear_skip = true")
+        return self
 
 
 class LossSection(_Section):
@@ -272,7 +280,10 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         known = _known_keys(where[:-1])
         return f"unknown key {key!r} (known: {', '.join(known)})"
-    return f"{key!r}: {problem['msg']}, not {problem['input']!r}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if len(where) < 2:  # of keys that do not go together, which the message names
+        return message
+    return f"{key!r}: {message}, not {problem['input']!r}"
 
 
 def _known_keys(section: list[str]) -> list[str]:

@@ -203,9 +203,8 @@ def _read(
 def _train(job: _Job, checkpoint: Path | None, *, resume: bool) -> ReleaseCard:
     recipe, data, split = job.recipe, job.data, job.split
     labelled = _labelled(job)
-    fit = fit_model(
-        recipe, data, split.train, split.validation, checkpoint=checkpoint, resume=resume, report=job.report
-    )
+    rows = balanced(split.train, len(data) - data.added)
+    fit = fit_model(recipe, data, rows, split.validation, checkpoint=checkpoint, resume=resume, report=job.report)
     scorer, prior = _fit_scorer(recipe, fit, labelled, job.report)
     run = _Run(recipe, data, split, labelled, fit, scorer, prior)
     with tempfile.TemporaryDirectory(prefix="stream-vae-train-") as name:
@@ -249,6 +248,26 @@ def _split(recipe: Recipe, data: StampSet, place: Path | None = None) -> Split:
     if data.added == 0:
         return split
     return replace(split, train=np.concatenate([split.train, np.arange(own, len(data))]))
+
+
+def balanced(rows: NDArray[np.int64], own: int) -> NDArray[np.int64]:
+    """Repeat the data's own rows until added simulated ones are about half an epoch at most.
+
+    Parameters
+    ----------
+    rows : ndarray of int
+        Rows to fit to, ascending.
+    own : int
+        Rows from here on are added ones.
+
+    Returns
+    -------
+    ndarray of int
+        Ascending.
+    """
+    added = int((rows >= own).sum())
+    times = max(1, round(added / max(1, len(rows) - added)))
+    return rows if times == 1 else np.repeat(rows, np.where(rows < own, times, 1))
 
 
 def _labelled(job: _Job) -> _Labelled:

@@ -261,7 +261,7 @@ class CVAE(Autoencoder):
         return losses.importance_weighted(z, z_mean, z_log_var, log_joint)
 
     def _constraint(self, squared_error: Tensor) -> Tensor:
-        """The multiplier's term; at multiplier 1 its gradient is that of a likelihood with the tolerance as variance."""
+        """The multiplier's term; at multiplier 1 its gradient is a likelihood's with the tolerance as variance."""
         ops = keras.ops
         violation = ops.mean(squared_error) / (self.pixels * self.tolerance) - 1.0
         kept = ops.minimum(_GECO_MEMORY, self.steps / (self.steps + 10.0))
@@ -275,7 +275,6 @@ class CVAE(Autoencoder):
         ops = keras.ops
         logit = self.label_head(z)[:, 0]
         known = ops.cast(label >= 0.0, logit.dtype)
-        # log(1 + exp(logit)) - target * logit
         each = known * (ops.softplus(logit) - ops.maximum(label, 0.0) * logit)
         self.log(label_loss=ops.sum(each) / ops.maximum(1.0, ops.sum(known)))
         return each

@@ -10,11 +10,16 @@ Huijse, Astorga, Estevez & Pignata 2018, ESANN, "Latent representations of trans
 image difference pipeline using Variational Autoencoders".
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stream_vae.model.backend import keras
 
 STRIDED_LAYERS = 3
 LOG_VAR_LIMIT = 20.0
 """Log-variances are clipped to +-20, so that no stamp, however odd, overflows an exponential."""
+_NARROW = -2.5
+"""Log-variance that posteriors begin with: a draw then keeps what the linear path knows."""
 
 
 def side_lengths(stamp_size: int) -> list[int]:
@@ -117,3 +122,29 @@ def decoder_network(
         pixels = keras.layers.Dense(stamp_size**2 * channels, use_bias=False, name="skip")(code)
         x = x + keras.layers.Reshape((stamp_size, stamp_size, channels))(pixels)
     return keras.Model(code, x, name="decoder")
+
+
+def start_linear(
+    encoder: "keras.Model",
+    decoder: "keras.Model",
+    components: NDArray[np.float32],
+    spread: NDArray[np.float32],
+) -> None:
+    """Let untrained networks with linear paths begin as principal component analysis, which they then improve on.
+
+    What the convolutions add is scaled down to a tenth, and the posteriors begin narrow.
+
+    Parameters
+    ----------
+    encoder, decoder : keras.Model
+        Built with `linear_skip`.
+    components : ndarray, shape (latent_size, pixels)
+        Orthonormal principal components.
+    spread : ndarray, shape (latent_size,)
+        Standard deviation of the stamps along each: codes begin with variance one.
+    """
+    encoder.get_layer("skip").set_weights([(components / spread[:, np.newaxis]).T])
+    decoder.get_layer("skip").set_weights([components * spread[:, np.newaxis]])
+    for network, name in ((encoder, "z_mean"), (encoder, "z_log_var"), (decoder, f"conv{STRIDED_LAYERS}")):
+        kernel, bias = network.get_layer(name).get_weights()
+        network.get_layer(name).set_weights([0.1 * kernel, bias + (_NARROW if name == "z_log_var" else 0.0)])

@@ -6,7 +6,6 @@ Tomczak & Welling 2018 (VampPrior, equation 9).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from stream_vae.model import losses
@@ -93,7 +92,7 @@ class VampPrior(keras.layers.Layer):
         start = keras.initializers.RandomNormal(0.0, 0.3, seed=1)
         self.pseudo_inputs = self.add_weight(shape=shape, initializer=start, name="pseudo_inputs")
         # In a function: as an attribute the encoder's weights would count as this layer's too.
-        self._posteriors: Callable[[], Any] = lambda: encoder(self.pseudo_inputs)
+        self._posteriors: Any = lambda: encoder(self.pseudo_inputs)
         self.built = True
 
     def components(self) -> tuple[Tensor, Tensor]:

@@ -82,9 +82,9 @@ def _load_keras(path: Path, release_id: str) -> Any:
             f"Release {release_id} has no {DECODER}, and Keras is not installed to run its {KERAS}.",
             remedy="Install it: pip install 'stream-vae[train]'.",
         )
+    from stream_vae.model.backend import keras
     from stream_vae.model.cvae import CVAE
     from stream_vae.model.scae import SCAE
-    from stream_vae.model.backend import keras
 
     try:
         # safe_mode: nothing in the file is run but layers that are known by name.
