@@ -281,8 +281,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
         known = _known_keys(where[:-1])
         return f"unknown key {key!r} (known: {', '.join(known)})"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    if len(where) < 2:  # of keys that do not go together, which the message names
-        return message
+    if (where[-1:] in (["loss"], ["model"]) and problem["type"] == "value_error") or not where:
+        return message  # of keys that do not go together, which it names
     return f"{key!r}: {message}, not {problem['input']!r}"
 
 
