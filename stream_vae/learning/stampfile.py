@@ -52,10 +52,8 @@ def stamps_from_file(
     head = check_file(path, preprocessing)
     count, extra = head.shape[0], _columns(path) if path.suffix == ".npz" else {}
     labels, groups = extra.get("labels"), extra.get("groups")
-    known = np.full(count, UNKNOWN, np.int8) if labels is None else _check_labels(path, labels, count)
-    members = np.arange(count)
-    if groups is not None:
-        members = _check_groups(path, groups, count, by_value=values_of_groups)
+    known = None if labels is None else _check_labels(path, labels, count)
+    members = None if groups is None else _check_groups(path, groups, count, by_value=values_of_groups)
     kinds, snr = _check_kinds(path, extra.get("kinds"), count), _check_snr(path, extra.get("snr"), count)
     with_noise = noise and head.noise
 
@@ -73,8 +71,8 @@ def stamps_from_file(
             yield Chunk(
                 stamps,
                 quality,
-                known[part],
-                members[part],
+                np.full(len(piece), UNKNOWN, np.int8) if known is None else known[part],
+                np.arange(at - len(piece), at) if members is None else members[part],
                 scaled,
                 None if kinds is None else kinds[part],
                 None if snr is None else snr[part],

@@ -24,8 +24,8 @@ def save(tmp_path, name="stamps.npz", **arrays):
     return str(path)
 
 
-def gather(data, preprocessing=PLAIN, *, max_stamps=1000, min_stamps=16):
-    source = open_source(data, preprocessing)
+def gather(data, preprocessing=PLAIN, *, max_stamps=1000, min_stamps=16, **options):
+    source = open_source(data, preprocessing, **options)
     return read_stamps(source, max_stamps=max_stamps, min_stamps=min_stamps, seed=1)
 
 
@@ -261,3 +261,71 @@ def test_a_packet_that_is_no_alert_takes_its_row_and_no_more(alerts_dir, tmp_pat
         (tmp_path / f"{i}.avro").write_bytes(packet.read_bytes() if i != 2 else b"Obj\x01 but no more")
     (chunk,) = open_source(str(tmp_path), PLAIN, survey="ztf").chunks()
     assert chunk.scoreable.tolist() == [True, True, False, True]
+
+
+def test_lsst_noise_maps_are_as_large_as_the_scatter_of_their_pixels(alerts_dir):
+    source = open_source(str(alerts_dir / "lsst"), PLAIN, noise=True)
+    data = read_stamps(source, max_stamps=None, min_stamps=8, seed=1, noise=True)
+    border = np.ones((21, 21), bool)
+    border[3:-3, 3:-3] = False  # away from the candidate
+    pixels, noise = data.stamps[:, border, 0], data.noise[:, border, 0]
+    scatter = 1.4826 * np.median(np.abs(pixels - np.median(pixels, axis=1, keepdims=True)), axis=1)
+    assert np.median(scatter / np.nanmedian(noise, axis=1)) == pytest.approx(1.0, abs=0.2)
+
+
+def test_ztf_alerts_have_no_noise_maps(alerts_dir):
+    source = open_source(str(alerts_dir / "ztf" / "kowalski"), PLAIN, noise=True)
+    (chunk,) = source.chunks()
+    assert np.isnan(chunk.noise).all()
+
+
+def test_noise_is_divided_by_what_its_stamp_was_divided_by(raw, tmp_path):
+    raw[4, 0, 0] = np.nan
+    noise = np.random.default_rng(8).uniform(1.0, 2.0, raw.shape).astype(np.float32)
+    noise[4, 1, 1], noise[4, 1, 2] = 0.0, np.inf
+    source = open_source(save(tmp_path, stamps=raw, noise=noise), PLAIN, noise=True)
+    (chunk,) = source.chunks()
+    scale = np.nanmax(np.abs(raw - np.nanmedian(raw, axis=(1, 2), keepdims=True)), axis=(1, 2))
+    assert chunk.noise[0, ..., 0] == pytest.approx(noise[0] / scale[0], rel=1e-4)
+    assert np.argwhere(np.isnan(chunk.noise[4, ..., 0])).tolist() == [[0, 0], [1, 1], [1, 2]]
+
+
+def test_noise_kinds_and_ratios_of_the_wrong_shape_are_refused(raw, tmp_path):
+    for name, column in (("noise", raw[:, :-1]), ("kinds", np.array(["a"])), ("snr", np.array(["a"] * 50))):
+        with pytest.raises(ConfigError, match=name) as error:
+            open_source(save(tmp_path, stamps=raw, **{name: column}), PLAIN)
+        assert error.value.remedy
+
+
+def test_labels_come_to_alerts_by_their_ids(alerts_dir, tmp_path):
+    folder = alerts_dir / "ztf" / "kowalski"
+    source = open_source(str(folder), PLAIN)
+    ids = [source.describe(row)["alert"] for row in range(3)]
+    table = tmp_path / "labels.csv"
+    table.write_text(f"alert_id,label,provenance\n{ids[0]},1,human\n{ids[2]},0,human\nno such alert,1,human\n")
+    data = gather(str(folder), min_stamps=8, labels=table)
+    assert data.labels[:4].tolist() == [1, -1, 0, -1]
+    assert data.snapshot["labels"] == {"human": {1: 2, 0: 1}}
+
+
+def test_confluent_packets_are_refused_with_what_to_do_about_their_schema(alerts_dir):
+    with pytest.raises(ConfigError, match=r"schema is in a registry.*reservoir export"):
+        open_source(str(alerts_dir / "lsst_wire"), PLAIN)
+
+
+def test_simulated_stamps_bring_noise_kinds_and_ratios():
+    data = read_stamps(simulated(80, PLAIN, seed=3), max_stamps=None, min_stamps=16, seed=1, noise=True)
+    assert data.noise.shape == data.stamps.shape
+    assert len(set(data.kinds)) > 1
+    assert data.snr.min() > 0
+
+
+def test_a_long_simulation_comes_in_pieces_whose_images_are_different(monkeypatch):
+    from stream_vae.learning import data as module
+
+    monkeypatch.setattr(module, "PIECE", 60)
+    source = simulated(100, PLAIN, seed=3)
+    chunks = list(source.chunks())
+    assert [len(chunk.stamps) for chunk in chunks] == [60, 40]
+    assert not set(chunks[0].groups) & set(chunks[1].groups)
+    assert np.array_equal(next(source.chunks()).stamps, chunks[0].stamps)
