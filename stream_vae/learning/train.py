@@ -381,6 +381,7 @@ def _study(run: _Run, reference: Path) -> Study:
         decode=lambda codes: decode(run.fit.model, codes),
         variance=float(run.fit.model.variance),
         reference=reference,
+        kl_weight=run.recipe.loss.kl_weight,
     )
 
 
