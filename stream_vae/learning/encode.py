@@ -78,6 +78,8 @@ def encode_to_npz(
             seed=EVALUATION_SEED,
             report=report,
         )
+        if source.count == 0:
+            raise ConfigError(f"{source.name} holds no stamps.", remedy="Give at least one.")
         # Columns grow on disk and not in memory, and the archive is put together from them at the end.
         size = release.card.latent_size
         shapes = {"z_mean": (source.count, size), "z_log_var": (source.count, size), "real_score": (source.count,)}

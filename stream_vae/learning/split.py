@@ -77,7 +77,14 @@ def split_by_group(
             remedy="Give stamps of a second image, or leave `groups` out to part them at random.",
         )
     random = np.random.default_rng(seed)
-    labelled = bool((labels == REAL).any() and (labels == BOGUS).any())
+    real, bogus = int((labels == REAL).sum()), int((labels == BOGUS).sum())
+    labelled = real > 0 and bogus > 0
+    parts = 3 if len(present) > 2 else 2
+    if labelled and min(real, bogus) < parts:
+        raise ConfigError(
+            f"{real} stamps are labelled real and {bogus} bogus: training, validation and test need some of both each.",
+            remedy="Label some dozens of each class, or leave `labels` out to train the scorer on simulated stamps.",
+        )
     for _ in range(50):
         split = _draw(groups, random, validation_fraction, test_fraction)
         if not labelled or all(_both(labels[rows]) for rows in (split.train, split.validation, split.test)):

@@ -64,3 +64,11 @@ def test_the_same_seed_gives_the_same_parts():
     groups = np.arange(1000) // 10
     assert np.array_equal(split(groups, seed=4).test, split(groups, seed=4).test)
     assert not np.array_equal(split(groups, seed=4).test, split(groups, seed=5).test)
+
+
+@pytest.mark.parametrize(("real", "bogus"), [(2, 1), (1, 2)])
+def test_three_labels_are_too_few_to_part_and_the_error_says_how_many_are_needed(real, bogus):
+    labels = np.full(100, -1, np.int8)
+    labels[:real], labels[real : real + bogus] = 1, 0
+    with pytest.raises(ConfigError, match=rf"{real} stamps are labelled real and {bogus} bogus.*Label some dozens"):
+        split_by_group(np.arange(100), labels, validation_fraction=0.15, test_fraction=0.15, seed=1)
