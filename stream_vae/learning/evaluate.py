@@ -26,7 +26,7 @@ from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.report import write_evaluation
 from stream_vae.learning.report.training import read_history
-from stream_vae.learning.representation import of_release
+from stream_vae.learning.representation import Representation, of_release
 from stream_vae.learning.split import split_by_group
 from stream_vae.learning.stamps import StampSet, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, ModelView, Rows, Study, measure, reference_pca, view_of
@@ -39,8 +39,8 @@ Array = NDArray[np.float32]
 
 LEAST_FITTED = 64
 """With fewer stamps beside those judged, baselines and classifiers would say nothing."""
-_DICTIONARY_STEPS = 120
-"""Batches that a dictionary sees at least: a small set is gone through more than once."""
+_DICTIONARY_STAMPS = 20_000
+"""Stamps that a dictionary sees at least: a small set is gone through more than once."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def evaluate(
         views = [release_view(release, stamps.take(slice(None))) for release in releases]
         if baselines and len(parts.fitted):
             size = releases[0].card.latent_size
-            views += baseline_views(stamps.take(slice(None)), parts.fitted, components=size, report=report)
+            fitted = fit_baselines(stamps.stamps, parts.fitted, components=size, report=report)
+            views += [view_of(baseline, stamps.take(slice(None)), note=note) for baseline, note in fitted]
         study = study_on(stamps, tuple(views), parts)
         evaluation = judge(study, report=report)
         report("write report", 0, 1)
@@ -305,13 +306,15 @@ def _scores(release: Release, stamps: Array) -> Array:
     return np.concatenate(parts)
 
 
-def baseline_views(stamps: Array, fitted: Rows, *, components: int, report: Reporter, seed: int = 1) -> list[ModelView]:
-    """Fit PCA and a dictionary, and look at the stamps with them and as raw pixels.
+def fit_baselines(
+    stamps: NDArray[Any], fitted: Rows, *, components: int, report: Reporter, seed: int = 1
+) -> list[tuple[Representation, str]]:
+    """Fit PCA and a dictionary, a batch at a time; raw pixels need none.
 
     Parameters
     ----------
     stamps : ndarray, shape (n, size, size, channels)
-        Scaled.
+        Scaled; may be memory-mapped.
     fitted : ndarray of int
         Rows to fit on.
     components : int
@@ -323,27 +326,27 @@ def baseline_views(stamps: Array, fitted: Rows, *, components: int, report: Repo
 
     Returns
     -------
-    list of ModelView
-        PCA, dictionary, raw pixels.
+    list of (Representation, str)
+        PCA, dictionary, raw pixels; each with a note for the reader.
 
     Raises
     ------
     ConfigError
         If there are fewer stamps than components.
     """
-    note = f"fitted on the {len(fitted):,} stamps that are not judged"
+    note = f"fitted on {len(fitted):,} stamps that are not judged"
     batches = linear.Batches(stamps, fitted, seed=seed)
     report("fit baselines", 0, 2, "PCA")
     pca = linear.fit_pca(batches, components)
     report("fit baselines", 1, 2, "dictionary")
-    passes = int(np.clip(np.ceil(_DICTIONARY_STEPS * linear.STEP / len(fitted)), 1, 20))
+    passes = max(1, _DICTIONARY_STAMPS // len(fitted))
     dictionary = linear.fit_dictionary(batches, components, passes=passes, seed=seed)
     report("fit baselines", 2, 2)
     penalty = f"{note}, l1 penalty {linear.PENALTY:g}, {passes} passes"
     return [
-        view_of(pca, stamps, note=note),
-        view_of(dictionary, stamps, note=f"sparse dictionary, {penalty}"),
-        view_of(linear.raw_pixels(), stamps, note=f"all {stamps[0].size} pixels as the code"),
+        (pca, note),
+        (dictionary, f"sparse dictionary (online dictionary learning), {penalty}"),
+        (linear.raw_pixels(), f"all {stamps[0].size} pixels as the code: no reduction, shown for reference"),
     ]
 
 

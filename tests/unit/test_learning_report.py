@@ -235,14 +235,13 @@ def test_a_figure_of_a_few_label_curve_is_found_by_its_number_of_labels():
     assert look_up(merits_, ("few_labels", "on_mean", "200")) is None
 
 
-def test_the_training_report_is_one_page_and_keeps_its_history(study, tmp_path):
+def test_the_training_report_is_one_page(study, tmp_path):
     whole = replace(study, judged=np.arange(COUNT), fitted=np.arange(0), views=study.views[:2])
     metrics = measure(whole)
     write_report(tmp_path, whole, metrics, title="Recipe x", history=HISTORY)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == 6
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
-    assert json.loads((tmp_path / "history.json").read_text()) == HISTORY
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
 
 

@@ -242,7 +242,7 @@ def test_an_evaluation_writes_the_figures_of_merit_and_one_self_contained_page(r
     assert low <= metrics["score"]["auc"] <= high
     assert metrics["warning"] == "these are the stamps that the release was trained on"
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<img") == 5
+    assert page.count("<img") >= 9
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
 
 
@@ -300,3 +300,39 @@ def test_what_importing_keras_says_that_is_no_greeting_is_passed_on():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.stderr == "Segmentation of something\n"
+
+
+def test_real_stamps_and_unlabelled_ones_alone_train_a_scorer_if_the_recipe_says_so(difference, simulated, tmp_path):
+    labels = np.where((simulated.labels == 1) & (np.arange(400) % 3 > 0), 1, -1)
+    path = tmp_path / "asteroids.npz"
+    np.savez(path, stamps=difference, labels=labels)
+    store = ReleaseStore(str(tmp_path / "store"))
+    with pytest.raises(ConfigError, match=r"say real: a scorer needs both.*set scorer.positive_unlabelled = true"):
+        train(build_recipe(TINY), str(path), store, progress=False)
+    told = TINY | {"scorer": TINY["scorer"] | {"positive_unlabelled": True, "prior": 0.2}}
+    card = train(build_recipe(told), str(path), store, progress=False)
+    said = card.metrics["score"]
+    assert (said["prior"], said["prior_estimated"]) == (0.2, False)
+    assert said["unlabelled"] > said["real"] > 0
+    assert 0.0 < said["auc"] <= 1.0
+    release = store.load(card.id)
+    assert release.path("scorer.onnx")
+    with np.load(release.folder / "reference.npz", allow_pickle=False) as reference:
+        assert reference["real_z_log_var"].shape == reference["real_z_mean"].shape
+
+
+def test_positive_unlabelled_training_without_a_real_label_is_refused(difference, tmp_path):
+    path = tmp_path / "unknown.npz"
+    np.savez(path, stamps=difference, labels=np.full(len(difference), -1))
+    told = build_recipe(TINY | {"scorer": {"positive_unlabelled": True}})
+    with pytest.raises(ConfigError, match=r"0 stamps labelled real and 400 unlabelled"):
+        train(told, str(path), ReleaseStore(str(tmp_path / "store")), progress=False)
+
+
+def test_three_labels_are_too_few_for_a_scorer_and_the_error_says_what_to_do(difference, tmp_path):
+    labels = np.full(len(difference), -1)
+    labels[:3] = [1, 1, 0]
+    path = tmp_path / "three.npz"
+    np.savez(path, stamps=difference, labels=labels)
+    with pytest.raises(ConfigError, match="real and bogus"):
+        train(build_recipe(TINY), str(path), ReleaseStore(str(tmp_path / "store")), progress=False)

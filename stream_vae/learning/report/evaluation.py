@@ -136,7 +136,8 @@ def _lead(evaluation: Evaluation, warnings: Sequence[str]) -> list[str]:
 
 def _tables(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[str]:
     explanation = (
-        "Bold: the best of its column. Dotted line: its interval overlaps that of the best. Active units and mutual "
+        "Bold: the best of its column. Dotted line: its interval overlaps that of the best. In brackets: raw pixels "
+        "where nearness in pixels is what is measured. Active units and mutual "
         "information have no best: a code may say more than is useful. AUC, code: a one-hidden-layer classifier "
         "on the standardised code (the posterior's mean). A collapsed code keeps a high AUC there, as standardising "
         "magnifies what little it says; on a code drawn from the posterior it does not."

@@ -117,16 +117,18 @@ class Column(NamedTuple):
     better: int
     """1: more is better; -1: less is; 0: neither."""
     digits: int
+    of_pixels: bool = False
+    """It measures nearness in pixels, where raw pixels are the yardstick and win by definition."""
 
 
 SUMMARY = (
     Column("reconstruction: squared error", ("reconstruction", "squared_error"), -1, 2),
-    Column("search: DNMSE", ("search", "dnmse"), -1, 3),
+    Column("search: DNMSE", ("search", "dnmse"), -1, 3, of_pixels=True),
     Column("AUC, code", ("classifier", "auc"), 1, 4),
     Column("AUC, drawn code", ("classifier_on_draw", "auc"), 1, 4),
     Column("missed at 1% FPR", ("classifier", "mdr_at_1pct_fpr"), -1, 3),
     Column("AUC at 100 labels", ("few_labels", "on_mean", "100"), 1, 4),
-    Column("kNN recall", ("neighbourhood", "knn_recall"), 1, 3),
+    Column("kNN recall", ("neighbourhood", "knn_recall"), 1, 3, of_pixels=True),
     Column("active units", ("latent", "active_units"), 0, 0),
     Column("mutual information (cap)", ("latent", "mutual_information"), 0, 2),
 )
@@ -179,7 +181,8 @@ def summary_table(evaluation: Evaluation, looks: Mapping[str, Style]) -> str:
     columns = [column for column in SUMMARY if any(look_up(item.merits, column.path) is not None for item in items)]
     head = "".join(f"<th>{html.escape(column.title)}{_arrow(column.better)}</th>" for column in columns)
     lines = [f"<tr><th>model</th>{head}</tr>"]
-    cells = {column: _cells([item.merits for item in items], column) for column in columns}
+    competing = [item.view.z_mean is None or item.view.reconstruction is not None for item in items]
+    cells = {column: _cells([item.merits for item in items], column, competing) for column in columns}
     for i, item in enumerate(items):
         look = looks[item.view.name]
         swatch = f'<span class="swatch" style="background:{look.colour}"></span>'
@@ -192,15 +195,18 @@ def _arrow(better: int) -> str:
     return {1: " &uarr;", -1: " &darr;", 0: ""}[better]
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], column: Column) -> list[str]:
+def _cells(rows: Sequence[Mapping[str, Any]], column: Column, competing: Sequence[bool]) -> list[str]:
     found = [look_up(merits, column.path) for merits in rows]
     values = [merit["value"] if isinstance(merit, Mapping) else merit for merit in found]
-    known = [value for value in values if value is not None]
+    known = [v for v, may in zip(values, competing, strict=True) if v is not None and (may or not column.of_pixels)]
     best = (max(known) if column.better > 0 else min(known)) if known and column.better else None
     winner = found[values.index(best)] if best is not None else None
     cells = []
-    for merits, merit, value in zip(rows, found, values, strict=True):
+    for merits, merit, value, may in zip(rows, found, values, competing, strict=True):
         text = _cell(merit, value, column.digits)
+        if column.of_pixels and not may:
+            cells.append(f"({text})")
+            continue
         if column.path[-1] == "mutual_information" and value is not None:
             text += f" ({merits['latent']['mutual_information_cap']:.2f})"
         if column.path[-1] == "active_units" and value is not None:

@@ -96,7 +96,7 @@ def draw_reliability(evaluation: Evaluation, looks: Mapping[str, Style]) -> Any:
         if "own_score" in item.merits and item.view.real_score is not None and item.view.z_mean is not None
     ]
     panels = [(items, title) for items, title in ((own, "as served"), (fitted, "classifier on the code")) if items]
-    figure, axes = new_figure(len(panels), width=4.8, height=4.4)
+    figure, axes = new_figure(len(panels), width=6.0, height=4.6)
     for axis, (items, title) in zip(axes[0], panels, strict=True):
         axis.plot([0, 1], [0, 1], color="0.7", linestyle=":")
         for i, (item, score, key) in enumerate(items):
@@ -153,7 +153,8 @@ def _reliability(
         color=colour,
         linestyle="none",
         markersize=4,
-        linewidth=1.0,
+        linewidth=0.8,
+        elinewidth=0.6,
         label=label,
     )
 

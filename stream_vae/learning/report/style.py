@@ -125,7 +125,7 @@ def show_mosaic(axis: Any, rows: Sequence[Any], names: Sequence[str], colours: S
     int
         Pixels from one stamp to the next: stamp k of row i begins at column k and row i times that.
     """
-    size = rows[0].shape[1]
+    size = int(rows[0].shape[1])
     step = size + GAP
     canvas = np.full((len(rows) * step - GAP, len(rows[0]) * step - GAP), np.nan, np.float32)
     for i, row in enumerate(rows):

@@ -1,5 +1,6 @@
 """The report that a training run leaves in its release: one model beside PCA, in seconds."""
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,8 @@ from stream_vae.learning.report.style import styles
 from stream_vae.learning.study import Study
 from stream_vae.model.release import Release
 
-HISTORY = "history.json"
+HISTORY = "history.csv"
+"""Written beside the report by `stream_vae.learning.train`."""
 
 EXPLANATIONS = {
     "latent.elbo": "evidence lower bound at KL weight 1, nats a stamp",
@@ -41,7 +43,7 @@ def write_report(
     title: str,
     history: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Write `metrics.json`, `report.html` and, if there is a history, `history.json`.
+    """Write `metrics.json` and `report.html`.
 
     Parameters
     ----------
@@ -54,7 +56,7 @@ def write_report(
     title : str
         The page's heading.
     history : mapping of sequences, optional
-        What was logged while fitting, to draw it and to keep it for later evaluations.
+        What was logged while fitting, to draw it.
 
     Raises
     ------
@@ -64,7 +66,6 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", "utf-8")
     if history is not None:
-        (folder / HISTORY).write_text(json.dumps(history, allow_nan=False) + "\n", "utf-8")
         study = replace(study, views=(replace(study.views[0], history=history), *study.views[1:]))
     table = number_table(metrics, EXPLANATIONS, hidden=("latent.kl_per_unit",))
     page = render(title, lead=(), tables=(table,), pictures=_pictures(study, metrics))
@@ -88,7 +89,10 @@ def read_history(release: Release) -> Mapping[str, Sequence[float]] | None:
     if path is None:
         return None
     try:
-        history: Mapping[str, Sequence[float]] = json.loads(path.read_text("utf-8"))
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        columns = zip(*([float(cell) for cell in row] for row in rows), strict=True)
+        history = {name: list(values) for name, values in zip(head, columns, strict=True)}
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The history of {release.id} cannot be read: {error}.", remedy="Run: stream-vae releases verify"
@@ -142,6 +146,7 @@ COLLAPSE = (
 )
 COST = (
     "Validation stamps as full lines, training stamps dotted, by epoch. Left: negative evidence bound at KL weight 1, "
-    "above the lowest that the same model reached, as bounds of different sigma are hundreds of nats apart. Middle: "
+    "above the lowest of its own validation epochs, as bounds of different sigma are hundreds of nats apart; training "
+    "stamps below zero are fitted better than any validation epoch. Middle: "
     "summed squared error of a stamp decoded from a draw. Right: KL term. Each curve is one run with one seed."
 )
