@@ -222,7 +222,7 @@ class Checkpoint:
             If it is another recipe's or other data's, or damaged.
         """
         try:
-            with np.load(self._path, allow_pickle=False) as file:
+            with self._path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             state = json.loads(arrays.pop("state").tobytes())
             whole = state["format"] == _FORMAT

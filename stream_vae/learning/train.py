@@ -225,7 +225,7 @@ def _release(run: _Run, store: ReleaseStore, folder: Path) -> ReleaseCard:
         name=recipe.name,
         latent_size=recipe.model.latent_size,
         recipe=recipe.model_dump(mode="json"),
-        data=run.data.snapshot | {"split": _describe_split(run.split)},
+        data=run.data.snapshot | {"split": _describe_split(run.split), "added_simulated": run.data.added},
         metrics=metrics,
         preprocessing=recipe.preprocessing,
     )
@@ -328,7 +328,8 @@ def _fit_scorer(
         train, held_out = (_posterior(fit, labelled, rows) for rows in (parts.train, parts.validation))
         return fit_scorer(train, held_out, recipe.scorer, seed=recipe.seed, report=report), None
     train, held_out = (_posterior(fit, labelled, rows, (REAL, UNKNOWN)) for rows in (parts.train, parts.validation))
-    bogus = _posterior(fit, labelled, parts.train, (BOGUS,))
+    known = (labelled.stamps.labels[parts.train] == BOGUS).any()
+    bogus = _posterior(fit, labelled, parts.train, (BOGUS,)) if known else None
     found = fit_positive_unlabelled(train, held_out, recipe.scorer, bogus=bogus, seed=recipe.seed, report=report)
     return found.scorer, found.describe()
 
