@@ -20,10 +20,13 @@ from stream_vae.model.losses import Tensor
 from stream_vae.model.priors import StandardNormal, VampPrior
 from stream_vae.model.schedules import KlSchedule
 
-_GECO_RATE = 0.02
-"""How fast the multiplier follows the constraint: a violation of 100% doubles it in 35 batches."""
-_GECO_MEMORY = 0.99
+_GECO_RATE = 0.03
+"""How fast the multiplier follows the constraint: a violation of 100% doubles it in 23 batches."""
+_GECO_MEMORY = 0.95
+"""Of the constraint's moving average, in batches: short beside the multiplier's own pace, or both overshoot."""
 _GECO_RANGE = (1e-4, 1e4)
+_GECO_PENALTY = 10.0
+"""The multiplier by which evaluation compares epochs: far above those that fits end with."""
 
 
 @keras.saving.register_keras_serializable(package="stream_vae")
@@ -33,7 +36,8 @@ class CVAE(Autoencoder):
     It logs per stamp: `loss` (negative objective, at the current KL weight), `reconstruction_loss` (summed squared
     error), `kl_loss` (nats), `elbo` (nats, at weight 1 whatever the schedule), with labels `label_loss` (cross-entropy
     of a labelled stamp), with several draws `iwae_bound` (nats). In evaluation `loss` is taken at the schedule's final
-    weight and without the label term, so epochs can be compared.
+    weight and without the label term, with `geco` at one large multiplier where the tolerance is exceeded, so epochs
+    can be compared.
 
     Parameters
     ----------
@@ -230,8 +234,8 @@ class CVAE(Autoencoder):
         if self.objective == "iwae":
             loss = -self._importance_weighted(x, *posterior)
             self.log(iwae_bound=-loss)
-        elif self.objective == "geco" and training:
-            loss = kl + self._constraint(squared_error)
+        elif self.objective == "geco":
+            loss = kl + (self._constraint(squared_error) if training else self._penalty(squared_error))
         else:
             loss = nll + weight * kl
         if self.label_weight and training:
@@ -269,6 +273,11 @@ class CVAE(Autoencoder):
         step = ops.exp(_GECO_RATE * ops.clip(self.violation, -1.0, 1.0))
         self.multiplier.assign(ops.clip(self.multiplier * step, *_GECO_RANGE))
         return ops.stop_gradient(self.multiplier) * 0.5 * self.pixels * violation
+
+    def _penalty(self, squared_error: Tensor) -> Tensor:
+        """What the multiplier cannot say from one epoch to another: the constraint comes first, then the least KL."""
+        violation = keras.ops.mean(squared_error) / (self.pixels * self.tolerance) - 1.0
+        return _GECO_PENALTY * 0.5 * self.pixels * keras.ops.maximum(violation, 0.0)
 
     def _label_loss(self, label: Tensor, z: Tensor) -> Tensor:
         """Cross-entropy of the labelled stamps, zero for the others, (n,)."""

@@ -214,8 +214,9 @@ def importance_weighted(z: Tensor, z_mean: Tensor, z_log_var: Tensor, log_joint:
         return log_joint(codes) - log_normal(codes, *fixed)
 
     plain = ops.stop_gradient(log_weights(ops.stop_gradient(z)))  # (K, n)
-    weights = ops.softmax(plain, axis=0)
-    bound = ops.logsumexp(plain, axis=0) - math.log(plain.shape[0])
+    total = ops.logsumexp(plain, axis=0)
+    weights = ops.exp(plain - total)  # normalised; Keras' softmax warns where there is one draw
+    bound = total - math.log(plain.shape[0])
     share = ops.expand_dims(weights, -1)
     # The same codes, but a gradient through them is multiplied by the weight once more.
     scaled = share * z + ops.stop_gradient((1.0 - share) * z)
