@@ -289,5 +289,5 @@ def draw_cost(views: Sequence[ModelView], looks: Mapping[str, Style]) -> Any:
     axes[0, 1].set_yscale("log")
     axes[0, 2].set_yscale("symlog", linthresh=0.1)
     axes[0, 2].set_ylim(bottom=0.0)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8)  # the one panel that an autoencoder without a bound is in too
     return figure
