@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from stream_vae.errors import ConfigError
 from stream_vae.learning import measures
 from stream_vae.learning.classifier import Posterior, Scorer, calibrate, fit_scorer, quasi_random_offsets
 from stream_vae.learning.recipe import ScorerSection
@@ -93,3 +94,57 @@ def test_perfectly_parted_classes_do_not_lead_to_certainty():
 def test_no_stamps_have_no_scores(scorer):
     empty = np.empty((0, 5), np.float32)
     assert [len(column) for column in scorer.score(empty, empty)] == [0, 0]
+
+
+def changed(part, **columns):
+    return Posterior(**(vars(part) | columns))
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "words"),
+    [
+        (lambda part: changed(part, real=np.ones(200, np.bool_)), None, r"training part has 200 real and 0 bogus"),
+        (lambda part: changed(part, real=np.zeros(200, np.bool_)), None, r"training part has 0 real and 200 bogus"),
+        (None, lambda part: changed(part, real=np.ones(200, np.bool_)), r"validation part has 200 real and 0 bogus"),
+        (lambda part: Posterior(part.z_mean[:3], part.z_log_var[:3], np.arange(3) < 2), None, "2 real and 1 bogus"),
+        (lambda part: Posterior(part.z_mean[:0], part.z_log_var[:0], part.real[:0]), None, "0 real and 0 bogus"),
+    ],
+)
+def test_too_few_labels_of_a_class_are_refused_with_what_to_do(train, held_out, words):
+    part = clouds(200, 1)
+    pair = [change(part) if change else part for change in (train, held_out)]
+    remedy = "Label more stamps .* leave `labels` out .* set scorer.positive_unlabelled"
+    with pytest.raises(ConfigError, match=rf"{words}.*{remedy}"):
+        fit_scorer(*pair, SECTION, seed=1)
+
+
+@pytest.mark.parametrize("column", ["z_mean", "z_log_var"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_codes_that_are_not_finite_are_refused(column, value):
+    part = clouds(200, 1)
+    broken = changed(part, **{column: getattr(part, column).copy()})
+    getattr(broken, column)[7, 2] = value
+    with pytest.raises(ConfigError, match=r"codes of 1 of 200 training stamps are not finite.*Lower fit.learning_rate"):
+        fit_scorer(broken, part, SECTION, seed=1)
+
+
+def test_codes_that_are_all_alike_are_refused_as_a_collapsed_model():
+    part = clouds(200, 1)
+    constant = changed(part, z_mean=np.full_like(part.z_mean, 0.25))
+    with pytest.raises(ConfigError, match=r'same code.*collapsed.*loss.sigma = "analytic"'):
+        fit_scorer(constant, part, SECTION, seed=1)
+
+
+def test_a_unit_that_never_varies_takes_nothing_from_the_others():
+    train, held_out, test = (clouds(600, seed) for seed in (1, 2, 3))
+    dead = [
+        changed(
+            part,
+            z_mean=np.hstack([part.z_mean, np.zeros((600, 1), np.float32)]),
+            z_log_var=np.hstack([part.z_log_var, np.full((600, 1), -20.0, np.float32)]),
+        )
+        for part in (train, held_out, test)
+    ]
+    scorer = fit_scorer(*dead[:2], SECTION, seed=1)
+    score, _ = scorer.score(dead[2].z_mean, dead[2].z_log_var)
+    assert measures.roc_auc(score, test.real) > measures.roc_auc(test.z_mean[:, 0], test.real) - 0.06
