@@ -72,6 +72,8 @@ def recipes(scale: Scale, *, latent_size: int, seed: int) -> dict[str, tuple[Rec
     paper, survey = (load_recipe(name).model_dump() for name in ("paper", "survey"))
     warm_up = max(2, scale.epochs // 4)
     annealed = {"anneal": "linear", "anneal_epochs": warm_up} if scale.quick else {}
+    warmed = scale.quick and survey["loss"]["anneal"] != "none"
+    shorter = {"anneal_epochs": min(survey["loss"]["anneal_epochs"], warm_up)} if warmed else {}
     chosen = {
         "CVAE, annealed": (paper | {"loss": paper["loss"] | annealed}, "the paper's: sigma = 1, KL weight annealed"),
         "CVAE, no annealing": (
@@ -79,7 +81,7 @@ def recipes(scale: Scale, *, latent_size: int, seed: int) -> dict[str, tuple[Rec
             "sigma = 1, KL weight 1 from the first step",
         ),
         "CVAE, calibrated": (
-            survey | {"loss": survey["loss"] | ({"anneal_epochs": min(5, warm_up)} if scale.quick else {})},
+            survey | {"loss": survey["loss"] | shorter},
             "recipe survey: fitted sigma, KL weight below 1, so it maximises no bound on the evidence",
         ),
         "SCAE": (
