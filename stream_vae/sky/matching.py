@@ -27,7 +27,7 @@ _MOST_ODDS = 5.0
 """A stamp counts for its pair by no more than this, so that no pair is kept for one odd stamp."""
 
 _CEILING_PERCENTILE = 98.0
-"""Stamps with odds above this percentile of the last round's always pass: one stamp in three or four does then."""
+"""Stamps with odds above this percentile of the last round's always pass: about one stamp in ten does then."""
 
 
 def match(stamps: Image, *, seed: int = 0, workers: int = 1) -> Likeness:
@@ -92,7 +92,9 @@ def _narrowed(own: Image, seed: int, like: Likeness | None, workers: int) -> Lik
     taken = np.empty(len(simulated))
     for part in (half, ~half):
         taken[~part] = odds(_fit_judge(simulated[part], own), simulated[~part])
-    conditions, weights = _best(seed, proposals, np.bincount(pair_of, np.minimum(taken, _MOST_ODDS), _PAIRS).astype(np.float64))
+    conditions, weights = _best(
+        seed, proposals, np.bincount(pair_of, np.minimum(taken, _MOST_ODDS), _PAIRS).astype(np.float64)
+    )
     judge = _fit_judge(simulated, own)
     return Likeness(conditions, weights, judge, float(np.percentile(taken, _CEILING_PERCENTILE)))
 

@@ -103,8 +103,8 @@ def simulate_stamps(
     real_fraction : float, optional
         Share of real ones. By default what the detection gives, which is 30 to 40%.
     like : Likeness, optional
-        From `stream_vae.sky.match`: stamps like a user's own, rather than those of any instrument. Three or four times
-        as slow, because it throws away what does not look alike.
+        From `stream_vae.sky.match`: stamps like a user's own, rather than those of any instrument. Some ten times as
+        slow, because it throws away what does not look alike.
     workers : int
         Processes to spread the image pairs over; the stamps are the same for any number. They are spawned, so that a
         script that asks for more than one needs ``if __name__ == "__main__":`` round what it does.
