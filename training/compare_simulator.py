@@ -2,6 +2,8 @@
 
     python training/compare_simulator.py --data ../shared/data --out build/simulator
 
+With ``--like`` stamps are also simulated to be like one LCO image (unlabelled), and compared with the other one.
+
 The folder has ``stamps/lco_pydia_21px.npz`` (difference stamps of two real images: detections, which are bogus, and
 injected sources) and ``ztf/*/*.avro``. Written are ``stamps.png``, ``spectrum.png`` and ``comparison.json``.
 
@@ -29,7 +31,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from stream_vae.cutout import crop_into, decompress, read_fits
-from stream_vae.sky import BOGUS_KINDS, REAL_KINDS, SimulatedStamps, simulate_stamps
+from stream_vae.sky import BOGUS_KINDS, REAL_KINDS, SimulatedStamps, match, simulate_stamps
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -172,6 +174,28 @@ def transfer(simulated: SimulatedStamps, stamps: Stamps, labels: npt.NDArray[np.
     }
 
 
+def likened(data: Path, image: int, n: int, seed: int, workers: int) -> dict[str, Any]:
+    """Match the simulator to one LCO image, without its labels, and judge on the other image, which it has not seen."""
+    lco, labels, groups = read_lco(data / "stamps" / "lco_pydia_21px.npz")
+    like = match(lco[groups == image], seed=seed, workers=workers)
+    simulated = simulate_stamps(n, seed=seed, like=like, workers=workers)
+    rng = np.random.default_rng(0)
+    told = {}
+    for name, label in (("real, LCO injected", 1), ("bogus, LCO", 0)):
+        for judged in (1, 2):
+            kind = "matched" if judged == image else "unseen"
+            real = lco[(labels == label) & (groups == judged)]
+            told[f"{name}, {kind} image"] = tell_apart(simulated.stamps[simulated.labels == label, ..., 0], real, rng)
+    unseen = groups != image
+    return {
+        "auc_simulated_against_real": told,
+        "auc_trained_on_simulated_unseen_image": transfer(simulated, lco[unseen], labels[unseen]),
+        "share_of_real": float(simulated.labels.mean()),
+        "image_pairs": int(simulated.groups.max()) + 1,
+        "fwhm_px": [round(conditions.difference_psf.fwhm_px, 2) for conditions in like.conditions],
+    }
+
+
 def _some(stamps: Stamps, n: int, rng: np.random.Generator) -> Stamps:
     return stamps[rng.permutation(len(stamps))[:n]]
 
@@ -276,10 +300,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--stamps", type=int, default=8000, help="how many to simulate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
+    parser.add_argument("--like", type=int, default=0, help="how many to simulate like each LCO image (default: none)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    simulated = simulate_stamps(arguments.stamps, seed=arguments.seed)
+    simulated = simulate_stamps(arguments.stamps, seed=arguments.seed, workers=arguments.workers)
     result = compare(simulated, arguments.data)
+    if arguments.like:
+        result["like"] = {
+            f"image {image}": likened(arguments.data, image, arguments.like, arguments.seed, arguments.workers)
+            for image in (1, 2)
+        }
     draw_sheet(simulated, arguments.data, arguments.out / "stamps.png")
     draw_spectra(result["spectrum"], arguments.out / "spectrum.png")
     (arguments.out / "comparison.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
