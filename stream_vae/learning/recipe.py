@@ -1,7 +1,8 @@
 """What a training run is made of: a `Recipe`, read from TOML and checked before anything starts.
 
-Three come with the package (``recipes/*.toml``): `quick` for a demo, `survey` to use, `paper`
-to do what the paper did. Everything has a default, so a recipe says only where it differs.
+Some come with the package (``recipes/*.toml``): `quick` for a demo, `survey` to use, `paper` to do what the paper
+did, `scae` for its sparse autoencoder, `iwae` and `triplet` for what it left to the future. Everything has a default,
+so a recipe says only where it differs.
 """
 
 import tomllib
@@ -189,7 +190,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     Parameters
     ----------
     name_or_path : str
-        `quick`, `survey`, `paper`, or the path of a file.
+        One of `recipe_names`, or the path of a file.
 
     Returns
     -------
