@@ -102,11 +102,12 @@ class DiskColumns:
         ConfigError
             If the disk is full.
         """
-        self._tails.setdefault(name, rows.shape[1:])
+        mode = "ab" if name in self._tails else "wb"  # what an earlier run may have left is not ours
+        self._tails[name] = rows.shape[1:]
         with np.errstate(over="ignore"):  # a noise beyond float16's range becomes infinite: such a pixel says nothing
             content = np.ascontiguousarray(rows, _dtype(name))
         try:
-            with self._path(name).open("ab") as file:
+            with self._path(name).open(mode) as file:
                 file.write(content.data)
         except OSError as error:
             raise _no_room(self._folder, error) from error

@@ -173,7 +173,7 @@ def test_simulated_stamps_that_are_added_stand_at_the_end_and_are_not_counted_as
 
 
 def test_noise_that_is_asked_for_and_not_there_is_refused(raw, tmp_path):
-    with pytest.raises(ConfigError, match="no noise maps.*array `noise`"):
+    with pytest.raises(ConfigError, match=r"no noise maps.*array `noise`"):
         gather(save(tmp_path, stamps=raw), noise=True)
 
 
@@ -183,3 +183,8 @@ def test_columns_of_another_length_are_refused():
         StampSet(stamps, np.zeros(3, np.int8), np.arange(4), {})
     with pytest.raises(ConfigError, match="Noise of shape"):
         StampSet(stamps, np.zeros(4, np.int8), np.arange(4), {}, noise=stamps[..., 0])
+
+
+def test_what_an_earlier_run_left_in_the_folder_does_not_come_back(raw, tmp_path, small_memory, place):
+    assert len(gather(save(tmp_path, stamps=raw[:200]), place)) == 200
+    assert len(gather(save(tmp_path, stamps=raw), place)) == 300
