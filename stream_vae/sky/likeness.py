@@ -22,7 +22,18 @@ class Judge(Protocol):
     """A fitted classifier of scikit-learn's kind; class 1 are the user's stamps."""
 
     def predict_proba(self, statistics: Floats) -> Floats:
-        """Give the probabilities of both classes."""
+        """Give the probabilities of both classes.
+
+        Parameters
+        ----------
+        statistics : ndarray, (n, statistics)
+            Of each stamp.
+
+        Returns
+        -------
+        ndarray, (n, 2)
+            Simulated, and the user's.
+        """
         ...
 
 
