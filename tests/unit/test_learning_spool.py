@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
-from stream_vae.learning import spool, split
+from stream_vae.learning import split, spool
 from stream_vae.learning.batches import Batches
 from stream_vae.learning.data import open_source
 from stream_vae.learning.split import split_by_hash
