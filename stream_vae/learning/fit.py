@@ -24,6 +24,8 @@ Stamps = NDArray[np.float32]
 
 MAX_VALIDATION = 20_000
 """Stamps that an epoch is judged by: more would move the loss by less than an epoch does."""
+LONG = 3000
+"""Batches from which on compiling (XLA) pays: a step then takes a half to a third of the CPU time."""
 MAX_START = 20_000
 """Stamps whose principal components a model begins with: more would hardly move them."""
 

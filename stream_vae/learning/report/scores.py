@@ -246,7 +246,8 @@ def draw_breakdown(evaluation: Evaluation, looks: Mapping[str, Style]) -> Any:
         axis.set_xlabel("share that passes")
         what = "kind" if key == "by_kind" else "S/N"
         axis.set_title(f"{'real kept' if truth else 'bogus let through'}, by {what}", fontsize=9)
-    axes[0, 0].legend(fontsize=7)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 
