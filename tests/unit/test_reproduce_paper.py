@@ -35,13 +35,14 @@ def _set(groups):
 @pytest.mark.parametrize("name", ["small", "medium", "full"])
 def test_every_scale_compares_the_papers_models(script, name):
     found = script.recipes(script.SCALES[name], latent_size=13, seed=7)
-    assert list(found) == ["CVAE, annealed", "CVAE, no annealing", "CVAE, calibrated", "SCAE"]
+    assert list(found) == ["CVAE, annealed", "CVAE, no annealing", "CVAE, calibrated", "CVAE, labels too", "SCAE"]
     for recipe, _ in found.values():
         assert (recipe.seed, recipe.model.latent_size) == (7, 13)
-    annealed, sudden, calibrated, sparse = (recipe for recipe, _ in found.values())
+    annealed, sudden, calibrated, labelled, sparse = (recipe for recipe, _ in found.values())
     assert (annealed.loss.sigma, annealed.loss.anneal) == (1.0, "linear")
     assert (sudden.loss.sigma, sudden.loss.anneal) == (1.0, "none")
     assert calibrated.loss.sigma == "analytic"
+    assert calibrated.loss.label_weight == 0.0 < labelled.loss.label_weight  # only one of them sees labels
     assert sparse.model.kind == "scae"
 
 

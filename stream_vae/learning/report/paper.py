@@ -108,7 +108,7 @@ def draw_reconstructions(study: Study, looks: Mapping[str, Style], *, count: int
     rows = examples(study, count)
     views = [view for view in study.views if view.reconstruction is not None]
     images = [view.reconstruction[rows, :, :, 0] for view in views if view.reconstruction is not None]
-    figure, axes = new_figure(1, width=1.0 * len(rows) + 1.0, height=1.0 * (len(views) + 1))
+    figure, axes = new_figure(1, width=1.0 * len(rows) + 1.8, height=1.0 * (len(views) + 1))
     axis, size = axes[0, 0], study.stamps.shape[1]
     names = ["stamp", *(looks[view.name].short for view in views)]
     colours = ["black", *(looks[view.name].colour for view in views)]
