@@ -23,7 +23,14 @@ def simulate(
     alerts: Annotated[
         Path | None, typer.Option("--alerts", metavar="DIR", help="Instead: alert packets, and labels.csv.")
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many stamps or alerts.")] = 10_000,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Instead: images, differences and noise as FITS; catalogues."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", min=1, help="How many stamps, alerts (10,000) or image pairs (10)."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same, with any number of workers.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     size: Annotated[int, typer.Option(min=5, help="Pixels along each side of a stamp, odd.")] = 21,
@@ -52,13 +59,22 @@ def simulate(
         stream-vae simulate --out like-mine.npz --like my-stamps.npz --seed 1
 
         stream-vae simulate --alerts night/ --format ztf -n 500
+
+        stream-vae simulate --images fields/ -n 5
     """
     from stream_vae.learning.progress import reporter
 
-    if (out is None) == (alerts is None):
-        raise ConfigError("One of --out and --alerts is needed.", remedy="Give --out FILE.npz, or --alerts DIR.")
+    if sum(target is not None for target in (out, alerts, images)) != 1:
+        raise ConfigError(
+            "One of --out, --alerts and --images is needed.",
+            remedy="Give --out FILE.npz, --alerts DIR or --images DIR.",
+        )
     if size % 2 == 0:
         raise ConfigError(f"--size {size}: stamps have a central pixel.", remedy="Give an odd number.")
+    if images is not None:
+        _write_images(images, count or 10, seed, as_json=as_json)
+        return
+    count = count or 10_000
     with reporter(show=not as_json) as report:
         if out is not None:
             target, real = (
@@ -77,6 +93,26 @@ def simulate(
         answer({what: count, "real": real, "out": str(target)})
     else:
         console.print(f"Wrote {count:,} {what} to {target}, {real:,} of them real.", highlight=False, soft_wrap=True)
+
+
+def _write_images(folder: Path, count: int, seed: int, *, as_json: bool) -> None:
+    from stream_vae.learning.progress import reporter
+    from stream_vae.sky.field_files import write_field
+    from stream_vae.sky.simulate import simulate_field
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = real = 0
+    with reporter(show=not as_json) as report:
+        for number in range(count):
+            field = simulate_field(seed, number)
+            write_field(folder, number, field)
+            found, real = found + len(field.candidates.row), real + int(field.candidates.real.sum())
+            report("simulate", number + 1, count)
+    if as_json:
+        answer({"images": count, "detected": found, "real": real, "out": str(folder)})
+    else:
+        text = f"Wrote {count:,} image pairs to {folder}: {found:,} detections, {real:,} of them real."
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _write_stamps(

@@ -17,7 +17,7 @@ from stream_vae.sky.exposure import expose_science, expose_template
 from stream_vae.sky.likeness import Likeness
 from stream_vae.sky.parallel import map_in_order
 from stream_vae.sky.psf import Image
-from stream_vae.sky.scene import draw_scene
+from stream_vae.sky.scene import Transients, draw_scene
 
 REAL_KINDS = ("transient", "variable", "asteroid")
 BOGUS_KINDS = ("cosmic_ray", "hot_pixel", "bad_column", "trail", "bleed", "edge", "dipole", "noise")
@@ -75,6 +75,28 @@ class SimulatedStamps:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A subtracted image pair and what is known of it.
+
+    Parameters
+    ----------
+    conditions : Conditions
+        What it was taken under.
+    transients : Transients
+        What was injected.
+    difference : Difference
+        The images and their noise maps, in electrons.
+    candidates : Candidates
+        All that was detected, blends and the commonest artefacts included.
+    """
+
+    conditions: Conditions
+    transients: Transients
+    difference: Difference
+    candidates: Candidates
 
 
 def simulate_stamps(
@@ -223,16 +245,43 @@ def simulate_pair(seed: int, size: int, like: Likeness | None, group: int) -> Si
         Those of the pair, in random order; there may be none.
     """
     rng = np.random.default_rng((seed, group))
-    conditions = draw_pair_conditions(rng, like)
+    field = _expose_field(rng, draw_pair_conditions(rng, like), size)
+    candidates = _choose(rng, field.candidates)
+    stamps = _cut(rng, field.conditions, field.difference, candidates, size=size, group=group)
+    return stamps if like is None else _take(stamps, like.passes(rng, stamps.stamps[..., 0]))
+
+
+def simulate_field(seed: int, group: int, *, size: int = 21, like: Likeness | None = None) -> Field:
+    """Simulate the image pair that the stamps of a group are cut from.
+
+    Parameters
+    ----------
+    seed : int
+        As for `simulate_stamps`.
+    group : int
+        Number of the pair.
+    size : int
+        Pixels along each side of those stamps: it decides how far from the border detections may be.
+    like : Likeness, optional
+        As for `simulate_stamps`.
+
+    Returns
+    -------
+    Field
+        Images, what was injected, and all that was detected.
+    """
+    rng = np.random.default_rng((seed, group))
+    return _expose_field(rng, draw_pair_conditions(rng, like), size)
+
+
+def _expose_field(rng: np.random.Generator, conditions: Conditions, size: int) -> Field:
     margin = size // 2 + 8  # what resampling and convolution spoil at the border stays outside every stamp
     side = fft.next_fast_len(_FIELD_PX + 2 * margin, real=True)
     scene = draw_scene(rng, conditions, side, _TRANSIENTS_PER_FIELD)
     science = expose_science(rng, conditions, scene)
     template = expose_template(rng, conditions, scene)
     difference = subtract(rng, conditions, science, template)
-    candidates = _choose(rng, detect(conditions, difference, scene.transients, margin))
-    stamps = _cut(rng, conditions, difference, candidates, size=size, group=group)
-    return stamps if like is None else _take(stamps, like.passes(rng, stamps.stamps[..., 0]))
+    return Field(conditions, scene.transients, difference, detect(conditions, difference, scene.transients, margin))
 
 
 def draw_pair_conditions(rng: np.random.Generator, like: Likeness | None) -> Conditions:

@@ -1,10 +1,12 @@
 """``stream-vae simulate``: files that the other commands take, and errors that say what to do."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 from stream_vae.cli.simulate import simulate
+from stream_vae.cutout import read_fits
 from stream_vae.errors import ConfigError
 from stream_vae.labels import Provenance, read_labels
 from stream_vae.learning.stampfile import check_file, stamps_from_file
@@ -13,8 +15,23 @@ from stream_vae.sky import simulate_stamps
 
 
 def _run(**options: object) -> None:
-    defaults = {"out": None, "alerts": None, "count": 25, "seed": 4, "workers": 1, "size": 21, "all_cutouts": False}
-    simulate(**(defaults | {"real_fraction": None, "like": None, "form": "candidate", "as_json": True} | options))
+    defaults = {
+        "out": None,
+        "alerts": None,
+        "images": None,
+        "count": 25,
+        "seed": 4,
+        "workers": 1,
+        "size": 21,
+        "all_cutouts": False,
+    }
+    simulate(
+        **(
+            defaults
+            | {"all_cutouts": False, "real_fraction": None, "like": None, "form": "candidate", "as_json": True}
+            | options
+        )
+    )
 
 
 def test_the_file_has_what_training_and_reports_read(tmp_path: Path) -> None:
@@ -42,6 +59,24 @@ def test_alerts_have_a_table_of_their_labels(tmp_path: Path, form: str) -> None:
     assert {f"{alert_id}.avro" for alert_id in table} == {path.name for path in (tmp_path / "night").glob("*.avro")}
     assert len(table) == 7
     assert {label.provenance for label in table.values()} == {Provenance.SIMULATION}
+
+
+def test_stamps_can_be_found_again_in_the_images_they_are_cut_from(tmp_path: Path) -> None:
+    _run(images=tmp_path / "fields", count=1)
+    image, noise = (
+        read_fits((tmp_path / "fields" / f"00000-{name}.fits").read_bytes()) for name in ("difference", "noise")
+    )
+    assert image.shape == noise.shape
+    stamps = simulate_stamps(5, seed=4)
+    assert set(stamps.groups.tolist()) == {0}
+    with (tmp_path / "fields" / "00000-detected.csv").open() as file:
+        detected = {(int(line["x"]), int(line["y"])): line for line in csv.DictReader(file)}
+    columns = zip(stamps.x.astype(int), stamps.y.astype(int), stamps.labels, stamps.kinds, strict=True)
+    for stamp, (x, y, label, kind) in zip(stamps.stamps, columns, strict=True):
+        assert np.array_equal(image[y - 10 : y + 11, x - 10 : x + 11], stamp[..., 0], equal_nan=True)
+        assert (int(detected[x, y]["label"]), detected[x, y]["kind"]) == (label, kind)
+    with (tmp_path / "fields" / "00000-injected.csv").open() as file:
+        assert {line["kind"] for line in csv.DictReader(file)} <= {"transient", "variable", "asteroid"}
 
 
 @pytest.mark.parametrize(
