@@ -29,7 +29,7 @@ class DataSection(_Section):
     simulated_stamps: int = Field(default=6000, ge=64)
     """How many to simulate when the data are `sim`, or when the scorer has no labels of its own."""
     add_simulated: int = Field(default=0, ge=0)
-    """So many labelled simulated stamps join the data's training part; never validation or test."""
+    """So many labelled simulated stamps join the training part of other data than `sim`; never validation or test."""
     max_stamps: int | None = Field(default=None, ge=64)
     """A larger set is thinned at random to this many. Memory needs no bound: a large set is spooled to disk."""
     min_stamps: int = Field(default=64, ge=16)

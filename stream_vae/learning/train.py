@@ -139,7 +139,7 @@ def train(
     ):
         place = Path(name)
         source = _open(recipe, data, survey, labels, report)
-        stamps = _read(recipe, source, report, added=_added(recipe, report), spool=place)
+        stamps = _read(recipe, source, report, added=_added(recipe, source, report), spool=place)
         job = _Job(recipe, stamps, _split(recipe, stamps, place), store, report)
         card = _train(job, checkpoint, resume=resume)
     if promote:
@@ -173,8 +173,8 @@ def _open(
     )
 
 
-def _added(recipe: Recipe, report: Reporter) -> StampSource | None:
-    if recipe.data.add_simulated == 0:
+def _added(recipe: Recipe, source: StampSource, report: Reporter) -> StampSource | None:
+    if recipe.data.add_simulated == 0 or source.kind == "simulation":  # more of the same is data.simulated_stamps
         return None
     seed = recipe.seed + ADDED_SEED
     return simulated(recipe.data.add_simulated, recipe.preprocessing, seed=seed, report=report)

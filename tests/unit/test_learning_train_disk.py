@@ -3,8 +3,10 @@ import csv
 import numpy as np
 import pytest
 from stream_vae.learning import spool
+from stream_vae.learning.progress import silent
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.train import train
+from stream_vae.learning.stamps import StampSource
+from stream_vae.learning.train import _added, train
 from stream_vae.model.store import ReleaseStore
 from stream_vae.sky import simulate_stamps
 
@@ -46,3 +48,10 @@ def test_a_folder_of_shards_too_large_for_memory_becomes_a_release(tmp_path, mon
     assert (tmp_path / "run" / "checkpoint.npz").is_file()
     with (store.load(card.id).folder / "report" / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
+
+
+def test_simulated_stamps_are_not_added_to_simulated_stamps():
+    recipe = build_recipe({"data": {"add_simulated": 64}})
+    for kind, added in (("simulation", False), ("file", True)):
+        source = StampSource(kind, "some", 10, lambda: iter(()), grouped=True)
+        assert (_added(recipe, source, silent) is not None) is added
