@@ -103,8 +103,8 @@ class LossSection(_Section):
             )
         if self.objective != "elbo" and (self.kl_weight != 1.0 or self.anneal != "none"):
             raise ValueError("loss.kl_weight and loss.anneal belong to loss.objective = 'elbo'")
-        if (self.anneal == "none") != (self.anneal_epochs == 0):
-            raise ValueError("loss.anneal and loss.anneal_epochs belong together: give both or neither")
+        if self.anneal != "none" and self.anneal_epochs == 0:
+            raise ValueError("loss.anneal needs loss.anneal_epochs: over how many epochs the weight rises")
         return self
 
 

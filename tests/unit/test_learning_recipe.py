@@ -102,7 +102,6 @@ def test_two_recipes_share_nothing_that_can_change():
         ("loss", {"objective": "geco", "tolerance": 0.01, "sigma": 1.0}, "loss.sigma"),
         ("loss", {"objective": "iwae", "kl_weight": 0.3}, "loss.kl_weight"),
         ("loss", {"anneal": "linear"}, "loss.anneal_epochs"),
-        ("loss", {"anneal_epochs": 5}, "loss.anneal"),
         ("model", {"linear_start": "pca"}, "model.linear_skip"),
     ],
 )
