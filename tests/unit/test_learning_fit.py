@@ -107,7 +107,7 @@ def test_annealing_is_counted_in_epochs_of_this_data_set():
 
 def test_without_annealing_the_epochs_given_for_it_do_not_matter():
     recipe = build_recipe({"loss": {"anneal": "none", "anneal_epochs": 3}})
-    assert new_model(recipe, steps_per_epoch=7).schedule.anneal_steps == 0
+    assert new_model(recipe, steps_per_epoch=7).schedule.at(0.0) == 1.0
 
 
 def test_the_recipes_sigma_is_squared_into_the_decoders_variance():
