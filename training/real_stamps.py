@@ -12,7 +12,6 @@ units, mutual information, and the AUC of a logistic probe on the code that was 
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from stream_vae.learning import baselines, few_labels, measures
-from stream_vae.learning.batches import turn
+from stream_vae.learning.batches import orientations
 from stream_vae.learning.data import simulated
 from stream_vae.learning.fit import fit_model
 from stream_vae.learning.progress import Reporter, reporter
@@ -32,12 +31,6 @@ from stream_vae.learning.train import ADDED_SEED, balanced
 
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
-
-
-def turned(stamps: Array) -> Iterator[Array]:
-    """All eight orientations."""
-    for way in range(8):
-        yield turn(stamps, np.full(len(stamps), way))
 
 
 def fit(model: str, path: Path, image: int, report: Reporter) -> tuple[Representation, StampSet]:
@@ -107,7 +100,7 @@ def row(model: str, image: int, result: dict[str, Any], seconds: float) -> str:
 
 BASELINES = {
     "pca": lambda stamps: baselines.fit_pca(baselines.Batches(stamps)),
-    "pca-turned": lambda stamps: baselines.fit_pca(turned(stamps)),
+    "pca-turned": lambda stamps: baselines.fit_pca(orientations(stamps)),
     "sdl": lambda stamps: baselines.fit_dictionary(baselines.Batches(stamps), passes=max(1, 20_000 // len(stamps))),
     "pixels": lambda _: baselines.raw_pixels(),
 }

@@ -77,18 +77,15 @@ def simulate(
     count = count or 10_000
     with reporter(show=not as_json) as report:
         if out is not None:
-            target, real = (
-                out,
-                _write_stamps(
-                    out, count, seed, workers, size, real_fraction, like, all_cutouts=all_cutouts, report=report
-                ),
+            real = _write_stamps(
+                out, count, seed, workers, size, real_fraction, like, all_cutouts=all_cutouts, report=report
             )
         else:
             assert alerts is not None, "one of the two was given"
             if like is not None:
                 raise ConfigError("--like is for stamps, not for alerts.", remedy="Leave it out, or use --out.")
-            target, real = alerts, _write_alerts(alerts, form, count, seed, real_fraction, report)
-    what = "stamps" if out is not None else "alerts"
+            real = _write_alerts(alerts, form, count, seed, real_fraction, report)
+    what, target = ("stamps", out) if out is not None else ("alerts", alerts)
     if as_json:
         answer({what: count, "real": real, "out": str(target)})
     else:

@@ -54,6 +54,23 @@ def turn(stamps: Array, which: NDArray[np.int64]) -> Array:
     return flat[np.arange(n)[:, np.newaxis], pixels].reshape(stamps.shape)
 
 
+def orientations(stamps: Array) -> Iterator[Array]:
+    """Give the stamps in each of the eight symmetries of a square, one after the other.
+
+    Parameters
+    ----------
+    stamps : ndarray, shape (n, size, size, channels)
+        All channels of a stamp are turned together.
+
+    Yields
+    ------
+    ndarray, shape (n, size, size, channels)
+        Eight times.
+    """
+    for way in range(8):
+        yield turn(stamps, np.full(len(stamps), way))
+
+
 def inputs_of(data: StampSet, rows: NDArray[Any], names: tuple[str, ...]) -> Inputs:
     """Gather what the model takes of some rows.
 

@@ -159,7 +159,7 @@ def fit_scorer(
     """
     for part, name, least in ((train, "training", LEAST_TRAIN), (held_out, "validation", LEAST_HELD_OUT)):
         check_part(part, name, least, "bogus", "set scorer.positive_unlabelled if bogus ones are not known")
-    weights = _balanced(held_out)
+    weights = class_weights(held_out.real)
     scorer = fit_network(
         train,
         section,
@@ -167,7 +167,7 @@ def fit_scorer(
             "x": (train.z_mean, train.z_log_var),
             "y": train.real.astype(np.float32)[:, np.newaxis],
             # Both classes weigh the same while fitting; calibration brings the held-out mix back.
-            "sample_weight": _balanced(train).astype(np.float32),
+            "sample_weight": class_weights(train.real).astype(np.float32),
             "batch_size": min(128, max(8, len(train.real) // 8)),
         },
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
@@ -361,10 +361,21 @@ class _Watch(keras.callbacks.Callback):
         self._report("fit scorer", epoch + 1, self._epochs, f"loss {logs['val_loss']:.3f}")
 
 
-def _balanced(part: Posterior) -> NDArray[np.float64]:
-    """Weights under which both classes weigh the same, (n,)."""
-    real = part.real.mean()
-    return cast("NDArray[np.float64]", np.where(part.real, 0.5 / real, 0.5 / (1.0 - real)))
+def class_weights(real: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Give weights under which both classes weigh the same.
+
+    Parameters
+    ----------
+    real : ndarray of bool, shape (n,)
+        Of both classes.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        With a mean of one.
+    """
+    share = real.mean()
+    return cast("NDArray[np.float64]", np.where(real, 0.5 / share, 0.5 / (1.0 - share)))
 
 
 def _score(scorer: Scorer, part: Posterior) -> Codes:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.batches import Batches, inputs_of, turn
+from stream_vae.learning.batches import Batches, inputs_of, orientations
 from stream_vae.learning.course import Checkpoint, Course, assign, fingerprint
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import Recipe
+from stream_vae.learning.reference import leading_directions
 from stream_vae.learning.stamps import StampSet
 from stream_vae.model.autoencoder import Autoencoder
 from stream_vae.model.backend import keras
@@ -251,18 +252,17 @@ def fit_model(
 def _start_linear(model: Autoencoder, data: StampSet, rows: NDArray[Any], seed: int) -> None:
     """Begin at the principal components of some training stamps in all eight orientations."""
     stamps = data.take(_some(rows, seed, MAX_START))
-    turned = (turn(stamps, np.full(len(stamps), way)) for way in range(8))
     covariance = np.zeros((model.pixels, model.pixels))
     total = np.zeros(model.pixels)
-    for some in turned:
+    for some in orientations(stamps):
         flat = some.reshape(len(some), -1).astype(np.float64)
         covariance += flat.T @ flat
         total += flat.sum(axis=0)
     mean = total / (8 * len(stamps))
-    values, vectors = np.linalg.eigh(covariance / (8 * len(stamps)) - np.outer(mean, mean))
-    latent_size = min(model.get_config()["latent_size"], model.pixels)
-    spread = np.sqrt(np.maximum(values[::-1][:latent_size], 1e-8))
-    start_linear(model.encoder, model.decoder, vectors[:, ::-1][:, :latent_size].T, spread)
+    covariance = covariance / (8 * len(stamps)) - np.outer(mean, mean)
+    variances, components = leading_directions(covariance, model.get_config()["latent_size"])
+    spread = np.sqrt(np.maximum(variances, 1e-8))
+    start_linear(model.encoder, model.decoder, components.astype(np.float32), spread.astype(np.float32))
 
 
 def _some(rows: NDArray[Any], seed: int, most: int = MAX_VALIDATION) -> NDArray[Any]:

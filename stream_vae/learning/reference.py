@@ -111,8 +111,29 @@ def principal_components(stamps: Array, count: int) -> tuple[Array, Array]:
     mean = flat.mean(axis=0, dtype=np.float64)
     # Pixels are few and stamps many: the covariance is the small matrix.
     covariance = (flat.T @ flat).astype(np.float64) / len(flat) - np.outer(mean, mean)
-    _, vectors = np.linalg.eigh(covariance)
-    return mean.astype(np.float32), np.ascontiguousarray(vectors[:, ::-1][:, :count].T, np.float32)
+    _, directions = leading_directions(covariance, count)
+    return mean.astype(np.float32), np.ascontiguousarray(directions, np.float32)
+
+
+def leading_directions(covariance: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Find the directions in which something varies most.
+
+    Parameters
+    ----------
+    covariance : ndarray, shape (pixels, pixels)
+        Its covariance.
+    count : int
+        How many directions; no more than pixels come back.
+
+    Returns
+    -------
+    variances : ndarray, shape (count,)
+        Along each direction, falling.
+    directions : ndarray, shape (count, pixels)
+        Orthonormal.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    return values[::-1][:count], vectors[:, ::-1][:, :count].T
 
 
 def pca_squared_error(stamps: Array, mean: Array, components: Array) -> Array:

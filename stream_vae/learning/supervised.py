@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
 from stream_vae.learning.batches import turn
+from stream_vae.learning.classifier import class_weights
 from stream_vae.learning.measures.scores import check_scores
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.representation import BATCH, Array
@@ -64,7 +65,7 @@ class _Labelled(keras.utils.PyDataset):
     def __init__(self, stamps: Array, real: Flags, rows: Rows, *, batch_size: int, seed: int) -> None:
         super().__init__()
         self._stamps, self._real, self._rows = stamps, real, rows
-        self._weights = _balanced(real[rows])
+        self._weights = class_weights(real[rows]).astype(np.float32)
         self._batch_size = min(batch_size, len(rows))
         self._random = np.random.default_rng(seed)
         self._order = self._random.permutation(len(rows))
@@ -152,7 +153,7 @@ def fit_supervised(
     )
     history = network.fit(
         batches,
-        validation_data=(unseen, truth.astype(np.float32)[:, np.newaxis], _balanced(truth)),
+        validation_data=(unseen, truth.astype(np.float32)[:, np.newaxis], class_weights(truth).astype(np.float32)),
         validation_batch_size=512,
         epochs=epochs,
         shuffle=False,  # the batches shuffle themselves, from their own seed
@@ -173,9 +174,3 @@ def _network(stamp_size: int, channels: int, *, filters: int, features: int, hid
     encoder = encoder_network(stamp_size, channels, features, filters)
     x = keras.layers.Dense(hidden, activation="relu", name="hidden")(encoder.outputs[0])
     return keras.Model(encoder.inputs[0], keras.layers.Dense(1, name="logit")(x), name="supervised")
-
-
-def _balanced(real: Flags) -> NDArray[np.float32]:
-    """Both classes weigh the same."""
-    share = real.mean()
-    return np.asarray(np.where(real, 0.5 / share, 0.5 / (1.0 - share)), np.float32)
