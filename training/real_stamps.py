@@ -4,12 +4,14 @@ A model is fitted to the stamps of one image without their labels (a tenth is he
 `data.add_simulated` sees simulated stamps, and their labels, too. Then, on the other images: reconstruction, active
 units, mutual information, and the AUC of a logistic probe on the code that was shown some labels of the first image.
 
-    python training/real_stamps.py --stamps FILE.npz --models pca pca-turned sdl pixels scae survey
+    python training/real_stamps.py --stamps FILE.npz --models pca pca-turned sdl pixels scae survey --seeds 1 2 3
 
-`pca-turned` is fitted to the stamps in all eight orientations, which the networks are trained on as well.
+`pca-turned` is fitted to the stamps in all eight orientations, which the networks are trained on as well. A seed
+decides a network's start, the order of its batches and its simulated stamps; the draws of labels are the same for all.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -33,9 +35,11 @@ Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
-def fit(model: str, path: Path, image: int, report: Reporter) -> tuple[Representation, StampSet]:
+def fit(model: str, path: Path, image: int, seed: int | None, report: Reporter) -> tuple[Representation, StampSet]:
     """Fit a baseline or a recipe to one image; give it, and the whole file."""
     recipe = Recipe() if model in BASELINES else load_recipe(model)
+    if seed is not None:
+        recipe = recipe.model_copy(update={"seed": seed})
     data = read(recipe, path, report)
     own = np.flatnonzero(data.groups[: len(data) - data.added] == image)
     if model in BASELINES:
@@ -87,7 +91,7 @@ def judge(found: Representation, data: StampSet, image: int, *, counts: list[int
     return result
 
 
-def row(model: str, image: int, result: dict[str, Any], seconds: float) -> str:
+def row(model: str, image: int, seed: int | None, result: dict[str, Any], seconds: float) -> str:
     """Write a result as a row of a table."""
     aucs = [f"{mean:.3f} ± {std:.3f}" for mean, std in result["auc"].values()]
     latent = "-"
@@ -95,7 +99,8 @@ def row(model: str, image: int, result: dict[str, Any], seconds: float) -> str:
         latent = f"{result['active_units']}, {result['mutual_information']:.2f}"
     error = f"{result['squared_error']:.3f}" if "squared_error" in result else "-"
     end = [f"{result['auc_all']:.4f}", f"{100 * result['mdr_all']:.1f}%", latent, f"{seconds:.0f}"]
-    return "| " + " | ".join([model, str(image), error, *aucs, *end]) + " |"
+    run = [Path(model).stem, str(image), "-" if seed is None else str(seed)]
+    return "| " + " | ".join([*run, error, *aucs, *end]) + " |"
 
 
 BASELINES = {
@@ -113,24 +118,26 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[*BASELINES, "scae", "survey"], help="baselines and recipes")
     parser.add_argument("--labels", type=int, nargs="+", default=list(few_labels.COUNTS))
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="a .json file for the figures")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's own; baselines have none")
+    parser.add_argument("--out", type=Path, help="a .json file for the figures, written after each row")
     arguments = parser.parse_args()
     with np.load(arguments.stamps) as file:
         images = [int(image) for image in np.unique(np.unique(file["groups"], return_inverse=True)[1])]
     heads = [f"AUC, {count} labels" for count in arguments.labels]
-    columns = ["model", "learned from", "squared error", *heads, "AUC, all", "MDR at 1% FPR", "units, MI", "s"]
+    columns = ["model", "learned from", "seed", "squared error", *heads, "AUC, all", "MDR at 1% FPR", "units, MI", "s"]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     results = []
     for model in arguments.models:
-        for image in images:
+        seeds = [None] if model in BASELINES or arguments.seeds is None else arguments.seeds
+        for image, seed in itertools.product(images, seeds):
             began = time.monotonic()
             with reporter() as report:
-                found, data = fit(model, arguments.stamps, image, report)
+                found, data = fit(model, arguments.stamps, image, seed, report)
             result = judge(found, data, image, counts=arguments.labels, draws=arguments.draws)
-            print(row(model, image, result, time.monotonic() - began), flush=True)
-            results.append({"model": model, "image": image} | result)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+            print(row(model, image, seed, result, time.monotonic() - began), flush=True)
+            results.append({"model": model, "image": image, "seed": seed} | result)
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

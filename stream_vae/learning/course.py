@@ -89,7 +89,7 @@ def values_of(variables: list[Any]) -> list[NDArray[Any]]:
     list of ndarray
         In the same order.
     """
-    return [np.array(variable.numpy()) for variable in variables]
+    return [np.asarray(variable.value).copy() for variable in variables]
 
 
 def assign(variables: list[Any], values: list[NDArray[Any]]) -> None:

@@ -15,8 +15,9 @@ from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import Recipe
 from stream_vae.learning.reference import leading_directions
 from stream_vae.learning.stamps import StampSet
+from stream_vae.learning.together import batches_together, take_stacks
 from stream_vae.model.autoencoder import Autoencoder
-from stream_vae.model.backend import keras
+from stream_vae.model.backend import full_precision, keras
 from stream_vae.model.cvae import CVAE
 from stream_vae.model.networks import start_linear
 from stream_vae.model.scae import SCAE
@@ -219,8 +220,8 @@ def fit_model(
     model = new_model(recipe, steps_per_epoch=steps)
     if recipe.model.linear_start == "pca":
         _start_linear(model, data, train_rows, recipe.seed)
-    model.compile(optimizer=optimizer_of(recipe, steps=steps * section.epochs))
-    model.optimizer.build(model.trainable_variables)
+    together = batches_together(section.batch_size, data.stamps[:1].nbytes)
+    compile_model(model, recipe, steps=steps * section.epochs, together=together)
     course = Course(section.patience)
     if saved is not None and saved.exists:
         course = saved.load(model, section.patience)
@@ -234,6 +235,7 @@ def fit_model(
                 seed=recipe.seed,
                 augment=recipe.data.augment,
                 first_epoch=course.epochs,
+                together=together,
                 watch=_Pace(report),
             ),
             validation_data=(inputs_of(data, _some(validation_rows, recipe.seed), inputs), None),
@@ -247,6 +249,28 @@ def fit_model(
     assign(model.variables, course.best)
     report("fit", section.epochs, section.epochs)
     return Fit(model, course.history, course.best_epoch, course.seconds)
+
+
+def compile_model(model: Autoencoder, recipe: Recipe, *, steps: int, together: int = 1) -> None:
+    """Give a model its optimiser, and choose how its steps are compiled.
+
+    Parameters
+    ----------
+    model : Autoencoder
+        From `new_model`.
+    recipe : Recipe
+        Its `fit` section counts.
+    steps : int
+        Batches of the whole fit.
+    together : int
+        Batches that `fit` will get at a time.
+    """
+    # What "auto" stands for is left to other backends: on TensorFlow it never compiles these models.
+    long = keras.backend.backend() == "tensorflow" and steps > LONG
+    model.compile(optimizer=optimizer_of(recipe, steps=steps), jit_compile=True if long else "auto")
+    model.optimizer.build(model.trainable_variables)
+    if together > 1:
+        take_stacks(model)
 
 
 def _start_linear(model: Autoencoder, data: StampSet, rows: NDArray[Any], seed: int) -> None:
@@ -316,7 +340,8 @@ def encode(
     z_mean, z_log_var : ndarray, shape (n, latent_size)
         The posterior of each stamp.
     """
-    heads = [model.encoder(stamps[i : i + batch_size], training=False) for i in range(0, len(stamps), batch_size)]
+    with full_precision():
+        heads = [model.encoder(stamps[i : i + batch_size], training=False) for i in range(0, len(stamps), batch_size)]
     z_mean, z_log_var = (np.concatenate([_numpy(head[k]) for head in heads]) for k in (0, 1))
     return z_mean, z_log_var
 
@@ -338,7 +363,8 @@ def decode(model: Autoencoder, codes: NDArray[np.float32], *, batch_size: int = 
     ndarray, shape (n, size, size, channels)
         Reconstructed stamps.
     """
-    parts = [model.decoder(codes[i : i + batch_size], training=False) for i in range(0, len(codes), batch_size)]
+    with full_precision():
+        parts = [model.decoder(codes[i : i + batch_size], training=False) for i in range(0, len(codes), batch_size)]
     return np.concatenate([_numpy(part) for part in parts])
 
 

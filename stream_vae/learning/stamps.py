@@ -132,28 +132,32 @@ class StampSet:
         """Whether the stamps are memory-mapped."""
         return isinstance(self.stamps, np.memmap)
 
-    def take(self, rows: Any) -> NDArray[np.float32]:
+    def take(self, rows: Any, *, as_stored: bool = False) -> NDArray[np.float32]:
         """Read some stamps.
 
         Parameters
         ----------
         rows : ndarray of int or slice
             Which ones; not all of a large set at once.
+        as_stored : bool
+            Leave them in the type that they are stored in.
 
         Returns
         -------
         ndarray of float32, shape (n, size, size, channels)
             In memory.
         """
-        return np.asarray(self.stamps[rows], np.float32)
+        return np.asarray(self.stamps[rows], None if as_stored else np.float32)
 
-    def take_noise(self, rows: Any) -> NDArray[np.float32]:
+    def take_noise(self, rows: Any, *, as_stored: bool = False) -> NDArray[np.float32]:
         """Read the noise maps of some stamps.
 
         Parameters
         ----------
         rows : ndarray of int or slice
             Which ones.
+        as_stored : bool
+            Leave them in the type that they are stored in.
 
         Returns
         -------
@@ -170,7 +174,7 @@ class StampSet:
                 f"The stamps of {self.snapshot.get('name', 'this set')} have no noise maps.",
                 remedy="Give an array `noise` beside `stamps`, or alerts with one; or set loss.noise_map = false.",
             )
-        return np.asarray(self.noise[rows], np.float32)
+        return np.asarray(self.noise[rows], None if as_stored else np.float32)
 
     def part(self, rows: NDArray[Any]) -> "StampSet":
         """Copy some rows into memory, in the type that they are stored in.

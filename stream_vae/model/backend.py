@@ -1,4 +1,4 @@
-"""Import Keras quietly, in the one place that does.
+"""Import Keras quietly, in the one place that does, and set what its backends do not agree on.
 
 TensorFlow greets its user with a page of remarks about CPU features and missing GPUs,
 some of which it writes straight to file descriptor 2 before its own log level counts.
@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from stream_vae.errors import ConfigError
 
@@ -53,4 +54,35 @@ with _without_start_up_noise():
             remedy="Install them: pip install 'stream-vae[train]'.",
         ) from error
 
-__all__ = ["keras"]
+
+def full_precision() -> AbstractContextManager[object]:
+    """Compute with all bits of float32 inside a `with`.
+
+    A GPU's matrix units round factors to TF32 unless told otherwise, which moves codes in the fourth digit. Fitting
+    does not mind. What is compared with a release's graphs, or says how good it is, must not depend on it.
+
+    Returns
+    -------
+    context manager
+        For JAX and TensorFlow; on other backends it does nothing.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_matmul_precision("highest")  # type: ignore[no-any-return]
+    return _without_tf32() if keras.backend.backend() == "tensorflow" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    from tensorflow import config
+
+    allowed = config.experimental.tensor_float_32_execution_enabled()
+    config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        config.experimental.enable_tensor_float_32_execution(allowed)
+
+
+__all__ = ["full_precision", "keras"]
