@@ -6,6 +6,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 PYTEST := $(BIN)/python -m pytest
+# Processes that tests are run by; `make test WORKERS=0` runs them in one, one after the other. A file is run by one
+# process, in the files' order, and each process starts servers of its own. One thread each for numerical libraries:
+# more would wait for one another.
+WORKERS ?= 2
+ALONGSIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt check demo test test-unit test-integration bench clean
@@ -36,13 +42,13 @@ demo: setup  ## Train a small model, stream simulated alerts, check the books
 	$(BIN)/stream-vae --quiet demo --out demo
 
 test: setup  ## All tests; servers that cannot be had are skipped with the reason (CI=true: they fail)
-	$(PYTEST)
+	$(ONE_THREAD) $(PYTEST) $(ALONGSIDE)
 
 test-unit: setup  ## Only what needs seconds and no server
-	$(PYTEST) tests/unit
+	$(ONE_THREAD) $(PYTEST) $(ALONGSIDE) tests/unit
 
 test-integration: setup  ## What needs a real Kafka or Redis (started by the tests)
-	$(PYTEST) tests/contract tests/integration tests/e2e
+	$(ONE_THREAD) $(PYTEST) $(ALONGSIDE) tests/contract tests/integration tests/e2e
 
 bench: setup  ## Kafka to Kafka against the usual Python way and the floor, in one run
 	$(BIN)/python tests/bench/run.py

@@ -23,6 +23,9 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.register_profile("exploring", deadline=None)
 hypothesis.settings.load_profile("repeatable" if os.environ.get("CI") else "exploring")
 
+# A console keeps the width that it begins with, and what runs tests side by side sets one: tests set their own.
+os.environ.pop("COLUMNS", None)
+
 _MARKED_FIXTURES = {"kafka": "kafka", "redis_server": "redis"}  # fixture -> marker, so that -m can leave them out
 
 
@@ -36,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """A real Apache Kafka."""
-    with _started(real_kafka()) as server:
+    with _started(real_kafka(small=True)) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ KAFKA_CACHE = REPOSITORY / ".cache" / "kafka"
 MAVEN_TIMEOUT_S = 300
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
+SMALL_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # no second compiler and no threads of its collector
 START_ATTEMPTS = 3  # a port that was free may be taken before the broker listens on it
 
 # One node that is broker and controller. Small internal topics, because 50 partitions of offsets take a while to
@@ -119,14 +120,17 @@ class Kafka:
 
 
 @contextlib.contextmanager
-def real_kafka() -> Iterator[Kafka]:
-    """Give the Kafka of KAFKA_BOOTSTRAP, or start one for as long as the block runs."""
+def real_kafka(*, small: bool = False) -> Iterator[Kafka]:
+    """Give the Kafka of KAFKA_BOOTSTRAP, or start one for as long as the block runs.
+
+    A small one starts with half the work and is slower under load: for tests, not for measurements.
+    """
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         yield Kafka(given)
         return
     jars = kafka_jars()
     with _temporary_folder("kafka") as folder:
-        process, port = _start_kafka(jars, folder)
+        process, port = _start_kafka(jars, folder, SMALL_JVM if small else ())
         try:
             yield Kafka(f"127.0.0.1:{port}", session_timeout_ms=3000)
         finally:
@@ -163,7 +167,7 @@ def kafka_jars() -> Path:
     return jars
 
 
-def _start_kafka(jars: Path, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _start_kafka(jars: Path, folder: Path, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
     log = folder / "kafka.log"
     for _ in range(START_ATTEMPTS):
         port, controller_port = _free_ports(2)
@@ -173,18 +177,19 @@ def _start_kafka(jars: Path, folder: Path) -> tuple[subprocess.Popen[bytes], int
         )
         shutil.rmtree(folder / "data", ignore_errors=True)
         cluster_id = "c3RyZWFtLXZhZS10ZXN0cw"  # 16 bytes in URL-safe base64, as Kafka wants its ids
-        _java(jars, log, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", properties).wait(START_TIMEOUT_S)
-        process = _java(jars, log, "kafka.Kafka", properties)
+        form = ("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", properties)
+        _java(jars, log, SMALL_JVM, *form).wait(START_TIMEOUT_S)
+        process = _java(jars, log, options, "kafka.Kafka", properties)
         if _answers(process, port):
             return process, port
         _end(process)
     raise MissingServiceError(f"Kafka did not start: {log.read_text(encoding='utf-8')[-3000:]}")
 
 
-def _java(jars: Path, log: Path, main: str, *arguments: object) -> subprocess.Popen[bytes]:
+def _java(jars: Path, log: Path, jvm: Sequence[str], main: str, *arguments: object) -> subprocess.Popen[bytes]:
     # Where setpriv is (util-linux), the broker ends with the test run even if that is killed.
     with_parent = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    options = ["-Xms128m", "-Xmx512m", f"-Dlog4j2.configurationFile={KAFKA_FILES / 'log4j2.properties'}"]
+    options = [*jvm, "-Xms128m", "-Xmx512m", f"-Dlog4j2.configurationFile={KAFKA_FILES / 'log4j2.properties'}"]
     command = [*with_parent, "java", *options, "-cp", f"{jars}/*", main, *map(str, arguments)]
     with log.open("ab") as output:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)

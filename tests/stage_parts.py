@@ -8,7 +8,8 @@ import fastavro
 import numpy as np
 from stream_vae import schemas, surveys
 from stream_vae.alert import Alert, Headers, Packet
-from stream_vae.avro import DEFAULT_LIMITS, FrameReader
+from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.settings import KafkaSettings, Settings
 from stream_vae.stages.decode import Decoder
 from stream_vae.surveys import Profile

@@ -11,14 +11,16 @@ headers that were seen lately are recognised by one comparison of memory.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stream_vae.avro.binary import read_bytes, read_long, write_bytes, write_long
 from stream_vae.avro.codec import Codec, compress, decompress
 from stream_vae.avro.limits import DEFAULT_LIMITS, Limits
-from stream_vae.avro.registry import SchemaSource
 from stream_vae.avro.schema import LruCache, WriterSchema, append_field, to_json
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError
+
+if TYPE_CHECKING:
+    from stream_vae.avro.registry import SchemaSource
 
 OCF_MAGIC = b"Obj\x01"
 CONFLUENT_MAGIC = b"\x00"
@@ -119,7 +121,7 @@ class FrameReader:
         self,
         *,
         framing: Framing | None = None,
-        schemas: SchemaSource | None = None,
+        schemas: "SchemaSource | None" = None,
         schema: Mapping[str, Any] | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
@@ -242,7 +244,7 @@ class OutputSchema:
     )
 
     @classmethod
-    def of(cls, schema: Mapping[str, Any], *, registry: SchemaSource | None = None, subject: str = "") -> Self:
+    def of(cls, schema: Mapping[str, Any], *, registry: "SchemaSource | None" = None, subject: str = "") -> Self:
         """Prepare a schema for output.
 
         Parameters
@@ -275,7 +277,7 @@ class OutputSchema:
         frame: Frame,
         appended: Mapping[str, Any],
         *,
-        registry: SchemaSource | None = None,
+        registry: "SchemaSource | None" = None,
         subject: str = "",
     ) -> Self:
         """Prepare the schema of a packet with one field appended.

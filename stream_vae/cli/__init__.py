@@ -6,6 +6,7 @@ usage or settings; 3 something outside did not answer; 4 the worker could not go
 
 import logging
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, NoReturn
 
@@ -73,31 +74,64 @@ _EXTRAS = {
     "ray": "ray",
 }
 """Which extra brings a module that the base installation lacks."""
-_FAMILIES = (
-    "demo",
-    "run",
-    "train",
-    "similar",
-    "labels",
-    "inject",
-    "simulate",
-    "releases",
-    "reservoir",
-    "retrain",
-    "replay",
-    "look",
-    "dlq",
-    "audit",
-    "doctor",
-    "config",
-)
+_COMMANDS = {
+    "demo": ("demo", "Train a small model, stream simulated alerts through an embedded Kafka, and check the books."),
+    "run": ("run", "Consume alerts, score them and publish them enriched."),
+    "train": ("train", "Train a model and write it to a store as a release."),
+    "encode": ("train", "Write z_mean, z_log_var and real_score of stamps, in input order."),
+    "evaluate": ("train", "Measure releases on stamps, beside PCA and a dictionary, and write a report."),
+    "similar": (
+        "similar",
+        "Find the candidates most like some others: nearest neighbours in a release's latent space.",
+    ),
+    "inject": ("inject", "Inject point sources into your images, detect at 5 sigma, and cut labelled stamps."),
+    "simulate": (
+        "simulate",
+        "Simulate image pairs, subtract and search them, and write what was found with its labels.",
+    ),
+    "retrain": ("retrain", "Train a release on the stamps that the reservoir kept."),
+    "replay": ("replay", "Publish alerts to Kafka at a rate, or as bursts of N every S seconds."),
+    "inspect": (
+        "look",
+        "Show an alert file or a message in a topic: fields, cutouts, scores, and a picture with its reconstruction.",
+    ),
+    "tail": ("look", "Show the latest enriched alerts of a topic, full or lite; with --json one object a line."),
+    "audit": ("audit", "Check that consumed = published + dead-lettered + filtered; exit 0 if so, 1 if not."),
+    "doctor": (
+        "doctor",
+        "Check settings, release, brokers, topics, registry, Redis and this machine; "
+        "exit 1 if a worker could not work.",
+    ),
+    "labels": ("labels", "Find labels for alerts, merge tables of labels, tell conflicts."),
+    "releases": ("releases", "List, show, verify, promote and roll back releases."),
+    "reservoir": ("reservoir", "Look at the sample of stamps kept for retraining, save it, clear it."),
+    "dlq": ("dlq", "List, show and replay dead letters."),
+    "config": ("config", "Show, check or begin a settings file."),
+}
+"""Every command and group: its module here, and its line on the page that lists them, as its own page begins."""
+
+
+def _load(arguments: Sequence[str]) -> None:
+    """Import the module of the command that is asked for; for the list of commands their lines do.
+
+    All of them together take a second to import, most of it for libraries that one command does not need.
+    """
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if name in _COMMANDS:
+        import_module(f"stream_vae.cli.{_COMMANDS[name][0]}")
+        return
+    for command, (_, line) in _COMMANDS.items():
+        app.command(command, help=line)(_not_loaded)
+
+
+def _not_loaded() -> NoReturn:
+    raise AssertionError("only listed")
 
 
 def main() -> None:
     """Run the command line; errors that were foreseen are one message and an exit code."""
-    for family in _FAMILIES:
-        import_module(f"stream_vae.cli.{family}")
     try:
+        _load(sys.argv[1:])
         app()
     except KeyboardInterrupt:
         notes.print("Interrupted.")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stream_vae import assembly, surveys
+from stream_vae import surveys
 from stream_vae.cli import app, console
 from stream_vae.cli.options import AsJson, SettingsFile, answer, load
 from stream_vae.errors import ConfigError
@@ -67,7 +67,7 @@ def check(settings: SettingsFile = None) -> None:
         stream-vae config check --settings ztf.toml
     """
     loaded = load(settings)
-    profile = assembly.profile_of(loaded)
+    profile = surveys.load(loaded.survey, loaded.survey_profile)
     topics = ", ".join(loaded.kafka.input_topics)
     console.print(f"[green]Good.[/green] Survey {profile.name}: {topics} to ", end="")
     outputs = [topic for topic in (loaded.kafka.output_topic, loaded.kafka.lite_topic) if topic]

@@ -160,7 +160,11 @@ def check_books_so_far(settings: Settings, done: int) -> None:
 
 @pytest.mark.parametrize("mode", ["at_least_once", "exactly_once"])
 def test_workers_that_come_and_go_share_the_partitions_and_lose_nothing(kafka, tmp_path, mode):
-    deployment = deploy(kafka, tmp_path, survey="candidate", partitions=4, batch=SMALL, delivery={"mode": mode})
+    # Who leaves says so; who is late on a busy machine must not be taken for dead.
+    session = {"consumer_options": {"session.timeout.ms": 20_000}}
+    deployment = deploy(
+        kafka, tmp_path, survey="candidate", partitions=4, batch=SMALL, delivery={"mode": mode}, kafka=session
+    )
     sent = alerts(1_200)
     settings = [with_slot(deployment.settings, slot) for slot in range(2)]
     with trickling(deployment, sent, a_second=300, partitions=4) as sending_ends:

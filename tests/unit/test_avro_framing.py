@@ -13,10 +13,13 @@ import pytest
 from fastavro._read_common import HEADER_SCHEMA
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from stream_vae.avro import Codec, FieldPlan, FrameReader, Framing, HttpRegistry, Limits, OutputSchema, reframe
 from stream_vae.avro.binary import write_bytes, write_long
-from stream_vae.avro.framing import OCF_MAGIC, replace_body
+from stream_vae.avro.codec import Codec
+from stream_vae.avro.framing import OCF_MAGIC, FrameReader, Framing, OutputSchema, reframe, replace_body
+from stream_vae.avro.limits import Limits
 from stream_vae.avro.nodes import contains_itself, resolve
+from stream_vae.avro.registry import HttpRegistry
+from stream_vae.avro.walker import FieldPlan
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError
 
 from avro_cases import cases, encode

@@ -7,9 +7,11 @@ import math
 import fastavro
 import numpy as np
 import pytest
-from stream_vae.avro import FieldPlan, FolderRegistry, FrameReader, OutputSchema, reframe, warm_up
+from stream_vae.avro.framing import FrameReader, OutputSchema, reframe
 from stream_vae.avro.nodes import Kind, resolve
 from stream_vae.avro.program import record_in
+from stream_vae.avro.registry import FolderRegistry
+from stream_vae.avro.walker import FieldPlan, warm_up
 from stream_vae.errors import RejectedAlertError
 
 from avro_cases import decode, encode

@@ -3,8 +3,10 @@
 import threading
 
 import pytest
-from stream_vae.avro import FolderRegistry, FrameReader, HttpRegistry, Limits, WriterSchema, open_registry
-from stream_vae.avro.registry import CONTENT_TYPE
+from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.limits import Limits
+from stream_vae.avro.registry import CONTENT_TYPE, FolderRegistry, HttpRegistry, open_registry
+from stream_vae.avro.schema import WriterSchema
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError, RetriableError
 
 from schema_registry import Registry

@@ -9,9 +9,11 @@ import fastavro
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from stream_vae.avro import FieldPlan, FrameReader, Framing, Limits, WriterSchema, append_field, mend
+from stream_vae.avro.framing import FrameReader, Framing
+from stream_vae.avro.limits import Limits
 from stream_vae.avro.nodes import contains_itself, resolve
-from stream_vae.avro.schema import LruCache, to_json
+from stream_vae.avro.schema import LruCache, WriterSchema, append_field, mend, to_json
+from stream_vae.avro.walker import FieldPlan
 from stream_vae.errors import Reason, RejectedAlertError
 
 from avro_cases import cases, encode

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stream_vae.avro import FieldPlan, Limits, kernel, warm_up
+from stream_vae.avro import kernel
 from stream_vae.avro.binary import read_long, write_bytes, write_long
+from stream_vae.avro.limits import Limits
+from stream_vae.avro.walker import FieldPlan, warm_up
 from stream_vae.errors import Reason, RejectedAlertError
 
 from avro_cases import Case, cases, decode, encode, expected_spans, look_up, paths_of, same

@@ -11,8 +11,8 @@ for name in {EXTRAS!r}:
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 from stream_vae import cli, runtime
 from importlib import import_module
-for family in cli._FAMILIES:
-    import_module(f"stream_vae.cli.{{family}}")
+for module, _ in cli._COMMANDS.values():
+    import_module(f"stream_vae.cli.{{module}}")
 import stream_vae.runtime.worker
 """
 

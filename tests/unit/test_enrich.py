@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from stream_vae import schemas, surveys
 from stream_vae.alert import Alert, Codes, Outcome, Outgoing, Rejected, Scores
-from stream_vae.avro import FolderRegistry, FrameReader, Framing
+from stream_vae.avro.framing import FrameReader, Framing
+from stream_vae.avro.registry import FolderRegistry
 from stream_vae.errors import Reason
 from stream_vae.model.release import Preprocessing, ReleaseCard
 from stream_vae.sky.packets import packet_schema, simulate_packets
@@ -359,7 +360,7 @@ def test_confluent_messages_stay_confluent_under_the_id_of_the_registered_schema
     registry = FolderRegistry(tmp_path)
     (simulated,) = simulate_packets(1, shape="candidate", seed=3, schema_id=7)
     frames = FrameReader(framing=Framing.CONFLUENT, schemas=registry)
-    from stream_vae.avro import DEFAULT_LIMITS
+    from stream_vae.avro.limits import DEFAULT_LIMITS
 
     decoder = Decoder(frames, surveys.load("candidate"), DEFAULT_LIMITS)
     (alert,), _ = decoder.decode([packet(simulated.packet)])

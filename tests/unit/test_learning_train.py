@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from stream_vae.errors import ConfigError, FatalError
-from stream_vae.learning import export
+from stream_vae.learning import export, merits
 from stream_vae.learning.classifier import Scorer as FittedScorer
 from stream_vae.learning.classifier import quasi_random_offsets
 from stream_vae.learning.encode import encode_to_npz
@@ -33,6 +33,16 @@ TINY = {
     "fit": {"epochs": 2, "batch_size": 32, "learning_rate": 3e-3},
     "scorer": {"hidden": 8, "draws": 8, "epochs": 20},
 }
+
+
+# Fewer draws than a report takes: the ways are the same.
+FEW = {"COUNTS": (20,), "LABEL_DRAWS": 2, "FOUND": 20, "SEEDS": 20, "IWAE_STAMPS": 10}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    for name, value in FEW.items():
+        monkeypatch.setattr(merits, name, value)
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +277,10 @@ def test_keras_and_onnx_agree_on_the_release_that_was_written(release, differenc
 def test_encoding_and_evaluating_need_neither_keras_nor_tensorflow(release, store, stamps_file, tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
+        "from stream_vae.learning import merits\n"
         "from stream_vae.learning.encode import encode_to_npz\n"
         "from stream_vae.learning.evaluate import evaluate\n"
+        f"vars(merits).update({FEW})\n"
         "store, data, out = sys.argv[1:]\n"
         "encode_to_npz(store, None, data, Path(out) / 'codes.npz', progress=False)\n"
         "evaluate(store, None, data, Path(out) / 'report', progress=False)\n"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stream_vae import assembly
 from stream_vae.alert import Outcome
-from stream_vae.avro import FolderRegistry, FrameReader, HttpRegistry
+from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.registry import FolderRegistry, HttpRegistry
 from stream_vae.errors import ConfigError, Reason, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release

@@ -56,7 +56,10 @@ def test_no_process_is_left_behind() -> None:
 
 
 _ENDLESS = """
+import signal
 from stream_vae.sky.simulate import simulate_images
+# What runs in the background of a shell ignores Ctrl-C, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
     for i, part in enumerate(simulate_images(10**9, seed=3, workers=2)):
         if i == 0:

@@ -7,7 +7,8 @@ import fastavro
 import pytest
 from stream_vae import surveys
 from stream_vae.alert import Packet
-from stream_vae.avro import DEFAULT_LIMITS, FrameReader
+from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.errors import ConfigError, Reason
 from stream_vae.stages.decode import Decoder
 

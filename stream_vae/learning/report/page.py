@@ -88,6 +88,7 @@ def _section(picture: Picture, folder: Path | None, dpi: int) -> str:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{picture.name}.png").write_bytes(buffer.getvalue())
+        figure.set_layout_engine("none")  # it is laid out already, which takes as long as drawing it
         # No date in the file: the same figure is the same file.
         figure.savefig(folder / f"{picture.name}.svg", metadata={"Date": None})
     content = base64.b64encode(buffer.getvalue()).decode("ascii")
