@@ -72,6 +72,8 @@ def encode_to_npz(
     """
     store = ReleaseStore(store) if isinstance(store, str) else store
     release = store.load(release_id)
+    if out.suffix != ".npz" or out.is_dir():
+        raise ConfigError(f"--out {out}: it is written as a .npz file.", remedy="Name a file with that suffix.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}.", remedy="Make it first.")
     if not os.access(out.parent, os.W_OK):

@@ -99,6 +99,17 @@ class Head(NamedTuple):
     noise: bool
 
 
+class ArrayHead(NamedTuple):
+    """What an array's head says of it."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    """Fortran's order."""
+    dtype: np.dtype[Any]
+    begins: int
+    """Byte of its first element."""
+
+
 def check_file(path: Path, preprocessing: Preprocessing) -> Head:
     """Read the head of an array file.
 
@@ -119,6 +130,36 @@ def check_file(path: Path, preprocessing: Preprocessing) -> Head:
     ConfigError
         If it is no such file, or its arrays have not the right shape.
     """
+    stamps = check_stamps(path)
+    names = [] if path.suffix == ".npy" else _names(path)
+    _check_shape(path, stamps.shape, stamps.dtype, preprocessing)
+    noise = _array(path, "noise") if "noise" in names else None
+    if noise is not None and (noise.shape != stamps.shape or noise.dtype.kind not in "fiu"):
+        raise ConfigError(
+            f"{path}: noise of shape {noise.shape} and type {noise.dtype} for stamps of shape {stamps.shape}.",
+            remedy="Give one number a pixel: the standard deviation of its noise.",
+        )
+    return Head(stamps.shape, stamps.dtype, "groups" in names, noise is not None)
+
+
+def check_stamps(path: Path) -> ArrayHead:
+    """Read the head of a file's stamps, of whatever shape they are.
+
+    Parameters
+    ----------
+    path : Path
+        A .npy or .npz file.
+
+    Returns
+    -------
+    ArrayHead
+        Of an array that is all there and holds no objects.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such file, or damaged.
+    """
     if path.suffix not in (".npy", ".npz"):
         raise ConfigError(
             f"{path} is neither .npy nor .npz.",
@@ -130,15 +171,7 @@ def check_file(path: Path, preprocessing: Preprocessing) -> Head:
             f"{path} has no array `stamps`, only {', '.join(names) or 'nothing'}.",
             remedy="Save it as numpy.savez(file, stamps=..., labels=..., groups=...).",
         )
-    stamps = _array(path, "stamps")
-    _check_shape(path, stamps.shape, stamps.dtype, preprocessing)
-    noise = _array(path, "noise") if "noise" in names else None
-    if noise is not None and (noise.shape != stamps.shape or noise.dtype.kind not in "fiu"):
-        raise ConfigError(
-            f"{path}: noise of shape {noise.shape} and type {noise.dtype} for stamps of shape {stamps.shape}.",
-            remedy="Give one number a pixel: the standard deviation of its noise.",
-        )
-    return Head(stamps.shape, stamps.dtype, "groups" in names, noise is not None)
+    return _array(path, "stamps")
 
 
 def _names(path: Path) -> list[str]:
@@ -156,17 +189,6 @@ def _unreadable(path: Path, why: str) -> ConfigError:
     )
 
 
-class _Array(NamedTuple):
-    """What an array's head says of it."""
-
-    shape: tuple[int, ...]
-    by_columns: bool
-    """Fortran's order."""
-    dtype: np.dtype[Any]
-    begins: int
-    """Byte of its first element."""
-
-
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
     """Open the bytes of an array, with how many they are: a .npy file, or one in a .npz."""
@@ -178,7 +200,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
         yield member, archive.getinfo(f"{name}.npy").file_size
 
 
-def _array(path: Path, name: str) -> _Array:
+def _array(path: Path, name: str) -> ArrayHead:
     """Read an array's head, and see that the file is as long as that says."""
     try:
         with _opened(path, name) as (member, size):
@@ -194,10 +216,10 @@ def _array(path: Path, name: str) -> _Array:
     return found
 
 
-def _array_head(member: IO[bytes]) -> _Array:
+def _array_head(member: IO[bytes]) -> ArrayHead:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return _Array(*read(member), member.tell())
+    return ArrayHead(*read(member), member.tell())
 
 
 def _columns(path: Path, count: int) -> dict[str, NDArray[Any]]:
@@ -277,7 +299,7 @@ def _check_labels(path: Path, labels: NDArray[Any]) -> NDArray[np.int8]:
 def _check_groups(path: Path, groups: NDArray[Any], *, by_value: bool) -> NDArray[np.int64]:
     if groups.dtype.kind == "f" and not np.isfinite(groups).all():
         raise ConfigError(
-            f"{path}: {int((~np.isfinite(groups)).sum())} groups are no finite number.",
+            f"{path}: {int((~np.isfinite(groups)).sum())} of {len(groups)} groups are NaN or infinite.",
             remedy="Give each stamp its image or object, as a whole number or a name; each of unknown ones its own.",
         )
     if by_value and groups.dtype.kind in "iub":

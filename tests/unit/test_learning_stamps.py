@@ -158,7 +158,7 @@ BAD_ARRAYS = {
     "only blank stamps": (lambda raw: {"stamps": raw * 0}, "0 of 50 stamps can be used"),
     "too few stamps": (lambda raw: {"stamps": raw[:10]}, "Give at least 16 stamps"),
     "no stamps at all": (lambda raw: {"stamps": raw[:0]}, r"stamps\.npz holds no stamps"),
-    "groups of NaN": (lambda raw: {"stamps": raw, "groups": np.full(50, np.nan)}, "50 groups are no finite number"),
+    "groups of NaN": (lambda raw: {"stamps": raw, "groups": np.full(50, np.nan)}, "50 of 50 groups are NaN"),
     "labels of NaN": (lambda raw: {"stamps": raw, "labels": np.full(50, np.nan)}, r"labels are \[nan"),
     "noise as text": (lambda raw: {"stamps": raw, "noise": np.full(raw.shape, "a")}, "one number a pixel"),
 }

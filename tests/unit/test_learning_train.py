@@ -244,6 +244,12 @@ def test_codes_that_the_disk_has_no_room_for_are_refused_before_the_work(
         encode_to_npz(store, release.id, str(stamps_file), tmp_path / "codes.npz", progress=False)
 
 
+def test_codes_are_written_to_a_npz_file_and_to_nothing_else(release, store, stamps_file, tmp_path):
+    for out in (tmp_path, tmp_path / "codes.csv"):
+        with pytest.raises(ConfigError, match=r"written as a \.npz file"):
+            encode_to_npz(store, release.id, str(stamps_file), out, progress=False)
+
+
 def test_encoding_into_a_folder_that_is_not_there_is_refused_before_any_work(release, store, stamps_file, tmp_path):
     with pytest.raises(ConfigError, match="there is no folder"):
         encode_to_npz(store, None, stamps_file, tmp_path / "no" / "codes.npz", progress=False)
