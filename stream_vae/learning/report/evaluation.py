@@ -295,8 +295,8 @@ def _code_pictures(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[P
     if drawn:
         caption = (
             "Means of stamps decoded from draws of each model's prior, without pixel noise, from -1 to 1. Where the "
-            "code is collapsed they differ in one way or none. Where the KL weight is below 1 codes do not fill the prior, "
-            "and its draws need not look like stamps."
+            "code is collapsed they differ in one way or none. Where the KL weight is below 1 codes do not fill the "
+            "prior, and its draws need not look like stamps."
         )
         found.append(Picture("prior_samples", "Draws of the prior", caption, lambda: latent.draw_prior(drawn, looks)))
     if any(view.squared_error is not None for view in study.views):
