@@ -55,7 +55,8 @@ def draw_collapse(study: Study, spectrum: NDArray[np.float64], looks: Mapping[st
     directions = [k for k in (1, 2, 5, 10, 20, 50) if k <= len(shown)]
     variances.set_xticks(directions, [str(k) for k in directions])
     variances.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    variances.legend(fontsize=7, loc="upper right")
+    handles, labels = variances.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     units.set(xlabel="latent unit, sorted", ylabel="KL of the unit (nats)")
     units.xaxis.get_major_locator().set_params(integer=True)
     units.set_yscale("symlog", linthresh=0.01)
@@ -84,9 +85,8 @@ def _one_model(
     predicted, found = predicted_active_units(spectrum, view), measures.active_units(z_mean)
     threshold = view.kl_weight * view.variance
     label = f"{look.short}: units predicted {predicted}, found {found}"
-    # Models of one sigma have one line: their dashes fill each other's gaps.
-    dash = (5 * at, (5, 5 * (count - 1))) if count > 1 else "-"
-    variances.axhline(threshold, color=look.colour, linestyle=dash, linewidth=2.0, label=label)
+    # Models of one sigma have one line: the later ones are drawn thinner on the earlier ones.
+    variances.axhline(threshold, color=look.colour, linewidth=1.2 + 1.6 * (count - 1 - at), label=label)
     kl = np.sort(measures.kl_per_unit(z_mean, z_log_var))[::-1]
     units.plot(np.arange(1, len(kl) + 1), kl, look.dash, color=look.colour, marker=look.marker, markersize=4)
     value, cap = measures.mutual_information(z_mean, z_log_var)

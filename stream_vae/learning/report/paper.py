@@ -27,6 +27,7 @@ from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN
 from stream_vae.learning.study import ModelView, Study
 
 CLASSES = ((REAL, "real", REAL_COLOUR), (BOGUS, "bogus", BOGUS_COLOUR), (UNKNOWN, "unlabelled", UNKNOWN_COLOUR))
+_KINDS_OF_COST = (("-", "validation"), (":", "training"))
 _RATES = np.geomspace(1e-3, 1.0, 121)
 
 
@@ -321,9 +322,8 @@ def draw_cost(views: Sequence[ModelView], looks: Mapping[str, Style]) -> Any:
     for side in (axes[0, 1].yaxis.set_major_formatter, axes[0, 1].yaxis.set_minor_formatter):
         side("{x:.3g}")
     axes[0, 1].tick_params(axis="y", which="minor", labelsize=8)
-    for dash, name in (("-", "validation"), (":", "training")):
-        axes[0, 2].plot([], [], dash, color="0.3", label=name)
-    axes[0, 2].legend(fontsize=8)
+    kinds = [axes[0, 2].plot([], [], dash, color="0.3", label=name)[0] for dash, name in _KINDS_OF_COST]
+    axes[0, 2].legend(handles=kinds, fontsize=8, loc="center right")
     # The middle panel is the one that an autoencoder without a bound is in too.
     figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure
