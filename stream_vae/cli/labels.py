@@ -84,9 +84,10 @@ def merge(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put tables together and keep one label an alert: human, injection, solar_system, crossmatch, simulation.
+    """Put tables together and keep one label an alert.
 
-    The most trusted wins in this order; those of equal trust that disagree make an unknown (-1).
+    The most trusted wins: human, injection, solar_system, crossmatch, simulation, classifier;
+    those of equal trust that disagree make an unknown (-1).
 
     Examples:
 

@@ -145,15 +145,18 @@ def _write_stamps(
 
 
 def _matched(file: Path, size: int, workers: int) -> "Likeness":
+    from stream_vae.learning.stampfile import check_stamps
     from stream_vae.sky import match
 
+    if not file.is_file():
+        raise ConfigError(f"--like {file}: there is no such file.", remedy="Name a .npy or .npz file of stamps.")
     try:
-        loaded = np.load(file)
-        stamps = loaded["stamps"] if file.suffix == ".npz" else loaded
-        if stamps.shape[1] != size:
-            raise ConfigError(f"--like {file}: stamps of shape {stamps.shape}.", remedy="Give --size their side.")
-        return match(stamps, workers=workers)
-    except (OSError, KeyError, ValueError, IndexError) as error:
+        shape = check_stamps(file).shape
+        if shape[1:2] != (size,):
+            raise ConfigError(f"--like {file}: stamps of shape {shape}.", remedy="Give --size their side.")
+        loaded = np.load(file, allow_pickle=False)
+        return match(loaded["stamps"] if file.suffix == ".npz" else loaded, workers=workers)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"--like {file}: {error}.", remedy="Give .npy, or .npz with `stamps`: (n, size, size), at least 50."
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from stream_vae.cli import app, console, notes
 from stream_vae.cli.options import AsJson, Store, answer
@@ -164,16 +164,16 @@ def _asked() -> str:
 
 
 def _summary(metrics: Mapping[str, Any]) -> Table:
-    """Show every model's main measures."""
+    """Show every model's main measures, a line each: as columns they would not fit a terminal."""
     from stream_vae.learning.report.numbers import SUMMARY, look_up
+    from stream_vae.learning.report.style import short
 
     columns = [
         column for column in SUMMARY if any(look_up(m, column.path) is not None for m in metrics["models"].values())
     ]
-    table = Table("model", *(column.title for column in columns), box=None)
-    for name, merits in metrics["models"].items():
-        found = (look_up(merits, column.path) for column in columns)
+    table = Table("", *(Column(short(name), justify="right") for name in metrics["models"]), box=None)
+    for column in columns:
+        found = (look_up(merits, column.path) for merits in metrics["models"].values())
         values = (value["value"] if isinstance(value, Mapping) else value for value in found)
-        cells = ["" if v is None else f"{v:.{c.digits}f}" for v, c in zip(values, columns, strict=True)]
-        table.add_row(name, *cells)
+        table.add_row(column.title, *("" if value is None else f"{value:.{column.digits}f}" for value in values))
     return table

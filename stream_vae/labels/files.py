@@ -43,6 +43,7 @@ def read_labels(path: Path | str) -> LabelTable:
     path = Path(path)
     if path.suffix == ".jsonl":
         return LabelTable(tuple(_checked(path, f"line {at}", parse_record, text) for at, text in _lines(path)))
+    _check_suffix(path, SUFFIXES)
     rows = read_rows(path, required=REQUIRED, optional=COLUMNS[len(REQUIRED) :])
     return LabelTable(tuple(_checked(path, where, Label.of, values) for where, values in rows))
 
@@ -216,7 +217,7 @@ def _check_columns(path: Path, names: Sequence[str], required: Sequence[str], op
 
 def _check_suffix(path: Path, known: Sequence[str]) -> None:
     if path.suffix not in known:
-        raise ConfigError(f"{path}: a table's name ends in {', '.join(known)}.", remedy="Name it so.")
+        raise ConfigError(f"{path}: a table's name ends in {', '.join(known)}.", remedy="Give such a table.")
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class Provenance(StrEnum):
     CROSSMATCH = "crossmatch"
     """A table of positions has something there."""
     SIMULATION = "simulation"
+    CLASSIFIER = "classifier"
+    """Another classifier said so, such as a low `drb` of ZTF: what learns from it learns that classifier's errors."""
 
     @property
     def rank(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from stream_vae import surveys
 from stream_vae.alert import Packet
-from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.framing import OCF_MAGIC, FrameReader
 from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.errors import ConfigError, RejectedAlertError
 from stream_vae.learning.files import Files
@@ -103,6 +103,8 @@ def _remedy(probe: Sequence[Path]) -> str:
             "does not ask. Train on what the workers keep of them (`stream-vae reservoir export`), or save the packets "
             "as Avro files with their schema inside."
         )
+    if not any(file.read_bytes()[:4] == OCF_MAGIC for file in probe):
+        return "Give a folder of alert packets in Avro files, one a file, or of .npy or .npz files of stamps."
     return "Name the survey's profile with --survey, and check that the cutouts are the recipe's."
 
 

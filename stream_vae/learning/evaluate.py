@@ -21,14 +21,14 @@ from stream_vae.errors import ConfigError
 from stream_vae.learning import baselines as linear
 from stream_vae.learning.data import open_source
 from stream_vae.learning.encode import EVALUATION_SEED
-from stream_vae.learning.merits import judge
+from stream_vae.learning.merits import LEAST_OF_A_CLASS, judge
 from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.report import write_evaluation
 from stream_vae.learning.report.training import read_history
 from stream_vae.learning.representation import Representation, of_release
 from stream_vae.learning.split import split_by_group
-from stream_vae.learning.stamps import StampSet, read_stamps
+from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, ModelView, Rows, Study, measure, reference_pca, view_of
 from stream_vae.model.release import REFERENCE, Preprocessing, Release
 from stream_vae.model.store import ReleaseStore
@@ -119,7 +119,7 @@ def evaluate(
         evaluation = judge(study, report=report)
         report("write report", 0, 1)
         headline = _headline(releases, stamps, study)
-        warnings = [*parts.warnings, *_strangers(releases, stamps)]
+        warnings = [*parts.warnings, *_strangers(releases, stamps), *_taught(stamps)]
         names = ", ".join(release.id for release in releases)
         metrics = write_evaluation(
             out,
@@ -204,10 +204,13 @@ def part(stamps: StampSet, releases: Sequence[Release] = (), *, seed: int = 1) -
         if len(judged) >= LEAST_FITTED // 2:
             seen = np.isin(stamps.groups, stamps.groups[judged])
             return Parts(np.flatnonzero(~seen), judged)
+    labels = stamps.labels
+    if min((labels == kind).sum() for kind in (REAL, BOGUS)) < LEAST_OF_A_CLASS:  # nothing will be learned from them
+        labels = np.full(len(labels), UNKNOWN, np.int8)
     try:
-        split = split_by_group(stamps.groups, stamps.labels, validation_fraction=0.25, test_fraction=0.25, seed=seed)
+        split = split_by_group(stamps.groups, labels, validation_fraction=0.25, test_fraction=0.25, seed=seed)
     except ConfigError as error:
-        return Parts(np.arange(0), np.arange(len(stamps.stamps)), (_unparted(str(error)),))
+        return Parts(np.arange(0), np.arange(len(stamps.stamps)), (_unparted(str(error.args[0])),))
     if len(split.train) < LEAST_FITTED:
         few = f"{len(split.train)} stamps would be left to fit on"
         return Parts(np.arange(0), np.arange(len(stamps.stamps)), (_unparted(few),))
@@ -261,6 +264,16 @@ def _strangers(releases: Sequence[Release], stamps: StampSet) -> list[str]:
     ]
 
 
+def _taught(stamps: StampSet) -> list[str]:
+    """Warn of labels that are another classifier's opinion."""
+    count = sum(stamps.snapshot.get("labels", {}).get("classifier", {}).values())
+    return (
+        [f"{count:,} of the labels are another classifier's: held against these, a score says how far it agrees."]
+        if count
+        else []
+    )
+
+
 def release_view(release: Release, stamps: Array) -> ModelView:
     """Look at stamps with a release, as serving would.
 
@@ -289,6 +302,7 @@ def release_view(release: Release, stamps: Array) -> ModelView:
         )
     card = release.card
     loss = card.recipe.get("loss", {}) if isinstance(card.recipe, dict) else {}
+    labelled = ", its fit used labels" if float(loss.get("label_weight", 0.0)) > 0 else ""
     trained = f"{card.data.get('name', 'unknown stamps')}, {card.data.get('used', 'unknown')} stamps"
     return view_of(
         representation,
@@ -296,7 +310,7 @@ def release_view(release: Release, stamps: Array) -> ModelView:
         real_score=_scores(release, stamps),
         kl_weight=float(loss.get("kl_weight", 1.0)),
         history=read_history(release),
-        note=f"release, recipe {card.recipe.get('name', card.name)}, trained on {trained}",
+        note=f"release, recipe {card.recipe.get('name', card.name)}, trained on {trained}{labelled}",
     )
 
 

@@ -22,6 +22,7 @@ from stream_vae.learning import few_labels, measures
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.representation import sampled
 from stream_vae.learning.resample import Resamples, resample
+from stream_vae.learning.stamps import REAL
 from stream_vae.learning.study import ModelView, Rows, Study, latent_merits, negative_log_likelihood
 
 Array = NDArray[np.float32]
@@ -289,6 +290,22 @@ def _neighbourhood(draw: Evaluation, view: ModelView) -> Merits:
     }
 
 
+def searches_with_real(study: Study) -> bool:
+    """Tell whether enough stamps are known to be real to search with these alone.
+
+    Parameters
+    ----------
+    study : Study
+        Stamps.
+
+    Returns
+    -------
+    bool
+        If not, any stamps are searched with.
+    """
+    return int((study.labels[study.judged] == REAL).sum()) >= LEAST_OF_A_CLASS
+
+
 def searched(study: Study, *, seed: int = 1) -> tuple[Rows, NDArray[np.int64]]:
     """Choose the stamps that are searched among, and those to search with.
 
@@ -304,19 +321,18 @@ def searched(study: Study, *, seed: int = 1) -> tuple[Rows, NDArray[np.int64]]:
     rows : ndarray of int
         Judged rows, at most `MOST_SEARCHED`.
     seeds : ndarray of int
-        Positions in `rows`, at most `SEEDS`: real stamps where there are labels, any where there are none.
+        Positions in `rows`, at most `SEEDS`: real stamps where enough are labelled, else any.
     """
     random = np.random.default_rng(seed)
     rows = np.sort(random.permutation(study.judged)[:MOST_SEARCHED])
-    known = np.flatnonzero(study.labels[rows] == 1)
-    seeds = known if len(known) >= 2 else np.arange(len(rows))
+    seeds = np.flatnonzero(study.labels[rows] == REAL) if searches_with_real(study) else np.arange(len(rows))
     return rows, np.sort(random.permutation(seeds)[:SEEDS])
 
 
 def _search(draw: Evaluation, view: ModelView, seed: int) -> NDArray[np.float64]:
     rows, seeds = searched(draw.study, seed=seed)
     assert view.z_mean is not None
-    found = min(FOUND, len(rows) - 1)
+    found = min(FOUND, max(NEIGHBOURS, len(rows) // 5))  # whoever finds nearly all of them finds nothing
     return measures.dnmse_curve(draw.study.stamps[rows], view.z_mean[rows], seeds, neighbours=found)
 
 

@@ -5,8 +5,9 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,15 @@ from stream_vae.learning.stamps import BOGUS, CHUNK, REAL, UNKNOWN, Chunk, Stamp
 from stream_vae.model.release import Preprocessing
 from stream_vae.stages.stamp import normalise
 
-_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged file raises, at whatever depth the damage is."""
+_COLUMNS = {
+    "labels": "one label a stamp: 1 real, 0 bogus, -1 unknown",
+    "groups": "one group a stamp: its image or object",
+    "kinds": "one name a stamp, as numpy strings",
+    "snr": "one number a stamp, NaN where it is not known",
+}
+"""What may stand beside the stamps of a .npz."""
 
 
 def stamps_from_file(
@@ -50,17 +58,18 @@ def stamps_from_file(
         If the file is no such file, or its arrays have not the right shape.
     """
     head = check_file(path, preprocessing)
-    count, extra = head.shape[0], _columns(path) if path.suffix == ".npz" else {}
+    count = head.shape[0]
+    extra = _columns(path, count)
     labels, groups = extra.get("labels"), extra.get("groups")
-    known = None if labels is None else _check_labels(path, labels, count)
-    members = None if groups is None else _check_groups(path, groups, count, by_value=values_of_groups)
-    kinds, snr = _check_kinds(path, extra.get("kinds"), count), _check_snr(path, extra.get("snr"), count)
+    known = None if labels is None else _check_labels(path, labels)
+    members = None if groups is None else _check_groups(path, groups, by_value=values_of_groups)
+    kinds, snr = _check_kinds(path, extra.get("kinds")), _check_snr(path, extra.get("snr"))
     with_noise = noise and head.noise
 
     def chunks() -> Iterator[Chunk]:
         at = 0
-        maps = _npz_pieces(path, "noise") if with_noise else None
-        for piece in _npy_pieces(path) if path.suffix == ".npy" else _npz_pieces(path, "stamps"):
+        maps = _pieces(path, "noise") if with_noise else None
+        for piece in _pieces(path, "stamps"):
             raw = _crop(piece, preprocessing.stamp_size)
             stamps, quality = normalise(raw, preprocessing)
             part = slice(at, at + len(piece))
@@ -90,6 +99,17 @@ class Head(NamedTuple):
     noise: bool
 
 
+class ArrayHead(NamedTuple):
+    """What an array's head says of it."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    """Fortran's order."""
+    dtype: np.dtype[Any]
+    begins: int
+    """Byte of its first element."""
+
+
 def check_file(path: Path, preprocessing: Preprocessing) -> Head:
     """Read the head of an array file.
 
@@ -110,86 +130,127 @@ def check_file(path: Path, preprocessing: Preprocessing) -> Head:
     ConfigError
         If it is no such file, or its arrays have not the right shape.
     """
-    grouped = noise = False
-    if path.suffix == ".npy":
-        array = _load(path, mmap_mode="r")
-        shape, dtype = array.shape, array.dtype
-    elif path.suffix == ".npz":
-        with _load(path) as file:
-            if "stamps" not in file.files:
-                raise ConfigError(
-                    f"{path} has no array `stamps`, only {', '.join(file.files) or 'nothing'}.",
-                    remedy="Save it as numpy.savez(file, stamps=..., labels=..., groups=...).",
-                )
-            grouped, noise = "groups" in file.files, "noise" in file.files
-        shape, dtype = _npz_header(path, "stamps")
-    else:
+    stamps = check_stamps(path)
+    names = [] if path.suffix == ".npy" else _names(path)
+    _check_shape(path, stamps.shape, stamps.dtype, preprocessing)
+    noise = _array(path, "noise") if "noise" in names else None
+    if noise is not None and (noise.shape != stamps.shape or noise.dtype.kind not in "fiu"):
+        raise ConfigError(
+            f"{path}: noise of shape {noise.shape} and type {noise.dtype} for stamps of shape {stamps.shape}.",
+            remedy="Give one number a pixel: the standard deviation of its noise.",
+        )
+    return Head(stamps.shape, stamps.dtype, "groups" in names, noise is not None)
+
+
+def check_stamps(path: Path) -> ArrayHead:
+    """Read the head of a file's stamps, of whatever shape they are.
+
+    Parameters
+    ----------
+    path : Path
+        A .npy or .npz file.
+
+    Returns
+    -------
+    ArrayHead
+        Of an array that is all there and holds no objects.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such file, or damaged.
+    """
+    if path.suffix not in (".npy", ".npz"):
         raise ConfigError(
             f"{path} is neither .npy nor .npz.",
             remedy="Give stamps as one of these, or a folder of such files or of alert packets.",
         )
-    _check_shape(path, shape, dtype, preprocessing)
-    if noise and _npz_header(path, "noise")[0] != shape:
+    names = ["stamps"] if path.suffix == ".npy" else _names(path)
+    if "stamps" not in names:
         raise ConfigError(
-            f"{path}: noise of shape {_npz_header(path, 'noise')[0]} for stamps of shape {shape}.",
-            remedy="Give one number a pixel: the standard deviation of its noise.",
+            f"{path} has no array `stamps`, only {', '.join(names) or 'nothing'}.",
+            remedy="Save it as numpy.savez(file, stamps=..., labels=..., groups=...).",
         )
-    return Head(shape, dtype, grouped, noise)
+    return _array(path, "stamps")
 
 
-def _npy_pieces(path: Path) -> Iterator[NDArray[Any]]:
-    array = _load(path, mmap_mode="r")
-    for i in range(0, len(array), CHUNK):
-        yield array[i : i + CHUNK]
-
-
-def _columns(path: Path) -> dict[str, NDArray[Any]]:
-    with _load(path) as file:
-        columns = {name: _column(file, name, path) for name in ("labels", "groups", "kinds", "snr")}
-    return {name: column for name, column in columns.items() if column is not None}
-
-
-def _load(path: Path, *, mmap_mode: Any = None) -> Any:
+def _names(path: Path) -> list[str]:
     try:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     except _DAMAGE as error:
-        raise ConfigError(
-            f"{path} cannot be read as a numpy file: {error}.",
-            remedy="Save plain number arrays with numpy.save or numpy.savez; pickled objects are refused.",
-        ) from error
+        raise _unreadable(path, str(error)) from error
 
 
-def _column(file: Any, name: str, path: Path) -> NDArray[Any] | None:
-    if name not in file.files:
-        return None
-    try:
-        return np.asarray(file[name])
-    except _DAMAGE as error:
-        raise ConfigError(f"{path}: `{name}` cannot be read: {error}.", remedy="Save plain number arrays.") from error
+def _unreadable(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be read as a numpy file: {why.rstrip('.')}.",
+        remedy="Save plain number arrays with numpy.save or numpy.savez; pickled objects are refused.",
+    )
 
 
-def _npz_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
+    """Open the bytes of an array, with how many they are: a .npy file, or one in a .npz."""
+    if path.suffix == ".npy":
+        with path.open("rb") as member:
+            yield member, path.stat().st_size
+        return
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        shape, _, dtype = _array_header(member, path)
-    return shape, dtype
+        yield member, archive.getinfo(f"{name}.npy").file_size
 
 
-def _array_header(member: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _array(path: Path, name: str) -> ArrayHead:
+    """Read an array's head, and see that the file is as long as that says."""
     try:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)
+        with _opened(path, name) as (member, size):
+            found = _array_head(member)
     except _DAMAGE as error:
-        raise ConfigError(f"{path}: `stamps` is damaged: {error}.", remedy="Save it again.") from error
+        raise _unreadable(path, f"`{name}`: {error}") from error
+    if found.dtype.hasobject:
+        raise ConfigError(f"{path}: `{name}` is of type object, which is not read.", remedy="Save it as plain numbers.")
+    if min(found.shape, default=1) < 0:
+        raise ConfigError(f"{path}: `{name}` is damaged: its shape is {found.shape}.", remedy="Save it again.")
+    if size - found.begins < math.prod(found.shape) * found.dtype.itemsize:
+        raise ConfigError(f"{path}: `{name}` ends before its last element.", remedy="Save or copy it again.")
+    return found
 
 
-def _npz_pieces(path: Path, name: str) -> Iterator[NDArray[Any]]:
-    """Read an array of a .npz through, compressed or not, without holding all of it."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        shape, by_columns, dtype = _array_header(member, path)
-        if by_columns:  # Fortran order: the first stamp's pixels lie all over the file
-            content = _read(member, math.prod(shape) * dtype.itemsize, path)
-            whole = np.frombuffer(content, dtype).reshape(shape, order="F")
+def _array_head(member: IO[bytes]) -> ArrayHead:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return ArrayHead(*read(member), member.tell())
+
+
+def _columns(path: Path, count: int) -> dict[str, NDArray[Any]]:
+    """Read what stands beside the stamps of a .npz, once its length is known to be theirs."""
+    if path.suffix == ".npy":
+        return {}
+    found = {}
+    for name in set(_names(path)) & _COLUMNS.keys():
+        head = _array(path, name)
+        if head.shape != (count,):
+            raise ConfigError(
+                f"{path}: {name} of shape {head.shape} for {count} stamps.", remedy=f"Give {_COLUMNS[name]}."
+            )
+        try:
+            with _opened(path, name) as (member, _):
+                found[name] = np.lib.format.read_array(member, allow_pickle=False)
+        except _DAMAGE as error:
+            raise ConfigError(f"{path}: `{name}` is damaged: {error}.", remedy="Save or copy it again.") from error
+    return found
+
+
+def _pieces(path: Path, name: str) -> Iterator[NDArray[Any]]:
+    """Read an array through, compressed or not, without holding or mapping all of it."""
+    with _opened(path, name) as (member, _):
+        shape, by_columns, dtype, begins = _array_head(member)
+        if by_columns:  # the first stamp's pixels lie all over the file
+            if path.suffix == ".npy":
+                whole: NDArray[Any] = np.memmap(path, dtype, "r", begins, shape, order="F")
+            else:
+                content = _read(member, math.prod(shape) * dtype.itemsize, path)
+                whole = np.frombuffer(content, dtype).reshape(shape, order="F")
             for i in range(0, shape[0], CHUNK):
                 yield whole[i : i + CHUNK]
             return
@@ -206,7 +267,7 @@ def _read(member: Any, count: int, path: Path) -> bytes:
     except _DAMAGE as error:
         raise ConfigError(f"{path}: `stamps` is damaged: {error}.", remedy="Save or copy it again.") from error
     if len(content) < count:
-        raise ConfigError(f"{path}: `stamps` ends before its last stamp.", remedy="Save or copy it again.")
+        raise ConfigError(f"{path}: `stamps` ends before its last element.", remedy="Save or copy it again.")
     return content
 
 
@@ -227,9 +288,7 @@ def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], prepr
         )
 
 
-def _check_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int8]:
-    if labels.shape != (count,):
-        raise ConfigError(f"{path}: {labels.shape} labels for {count} stamps.", remedy="Give one label a stamp.")
+def _check_labels(path: Path, labels: NDArray[Any]) -> NDArray[np.int8]:
     if not np.isin(labels, (UNKNOWN, BOGUS, REAL)).all():
         raise ConfigError(
             f"{path}: labels are {np.unique(labels)[:6].tolist()}.", remedy="Use 1 real, 0 bogus, -1 unknown."
@@ -237,9 +296,12 @@ def _check_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.in
     return labels.astype(np.int8)
 
 
-def _check_groups(path: Path, groups: NDArray[Any], count: int, *, by_value: bool) -> NDArray[np.int64]:
-    if groups.shape != (count,):
-        raise ConfigError(f"{path}: {groups.shape} groups for {count} stamps.", remedy="Give one group a stamp.")
+def _check_groups(path: Path, groups: NDArray[Any], *, by_value: bool) -> NDArray[np.int64]:
+    if groups.dtype.kind == "f" and not np.isfinite(groups).all():
+        raise ConfigError(
+            f"{path}: {int((~np.isfinite(groups)).sum())} of {len(groups)} groups are NaN or infinite.",
+            remedy="Give each stamp its image or object, as a whole number or a name; each of unknown ones its own.",
+        )
     if by_value and groups.dtype.kind in "iub":
         return groups.astype(np.int64)
     values, which = np.unique(groups, return_inverse=True)
@@ -249,21 +311,15 @@ def _check_groups(path: Path, groups: NDArray[Any], count: int, *, by_value: boo
     return which.astype(np.int64)
 
 
-def _check_kinds(path: Path, kinds: NDArray[Any] | None, count: int) -> NDArray[np.str_] | None:
-    if kinds is not None and (kinds.shape != (count,) or kinds.dtype.kind not in "US"):
-        raise ConfigError(
-            f"{path}: `kinds` of shape {kinds.shape} and type {kinds.dtype} for {count} stamps.",
-            remedy="Give one name a stamp, as numpy strings.",
-        )
+def _check_kinds(path: Path, kinds: NDArray[Any] | None) -> NDArray[np.str_] | None:
+    if kinds is not None and kinds.dtype.kind not in "US":
+        raise ConfigError(f"{path}: kinds of type {kinds.dtype}.", remedy=f"Give {_COLUMNS['kinds']}.")
     return None if kinds is None else kinds.astype(np.str_)
 
 
-def _check_snr(path: Path, snr: NDArray[Any] | None, count: int) -> NDArray[np.float32] | None:
-    if snr is not None and (snr.shape != (count,) or snr.dtype.kind not in "fiu"):
-        raise ConfigError(
-            f"{path}: `snr` of shape {snr.shape} and type {snr.dtype} for {count} stamps.",
-            remedy="Give one number a stamp, NaN where it is not known.",
-        )
+def _check_snr(path: Path, snr: NDArray[Any] | None) -> NDArray[np.float32] | None:
+    if snr is not None and snr.dtype.kind not in "fiu":
+        raise ConfigError(f"{path}: snr of type {snr.dtype}.", remedy=f"Give {_COLUMNS['snr']}.")
     return None if snr is None else snr.astype(np.float32)
 
 

@@ -272,14 +272,32 @@ def read_stamps(
         else:
             joined += len(rows["stamps"])
     if columns is None or count.stamps < min_stamps:
-        raise ConfigError(
-            f"{source.name}: {count.stamps} of {source.count} stamps can be used; the others are blank or mostly NaN.",
-            remedy=f"Give at least {min_stamps} stamps with finite pixels that are not all alike.",
-        )
-    data = StampSet(**columns.finish(), snapshot=count.snapshot(source), added=joined)
+        raise _too_few(source, count.stamps, min_stamps)
+    snapshot = count.snapshot(source)
+    if thinning.wanted == source.count:
+        _check_labels_match(snapshot)
+    data = StampSet(**columns.finish(), snapshot=snapshot, added=joined)
     if noise:
         data.take_noise(slice(0, 1))  # better known before the work than after
     return data
+
+
+def _too_few(source: StampSource, usable: int, wanted: int) -> ConfigError:
+    remedy = f"Give at least {wanted} stamps with finite pixels that are not all alike."
+    if source.count == 0:
+        return ConfigError(f"{source.name} holds no stamps.", remedy=remedy)
+    others = "; the others are blank or mostly NaN" if usable < source.count else ""
+    return ConfigError(f"{source.name}: {usable} of {source.count} stamps can be used{others}.", remedy=remedy)
+
+
+def _check_labels_match(snapshot: Mapping[str, Any]) -> None:
+    """Refuse a table of labels of other alerts: without a word it would be as if there were none."""
+    given = sum(n for counts in snapshot.get("labels", {}).values() for label, n in counts.items() if label != UNKNOWN)
+    if given and not snapshot["real"] + snapshot["bogus"]:
+        raise ConfigError(
+            f"None of the {given} labels names an alert of {snapshot['name']} that can be used.",
+            remedy="`alert_id` is the id of the alert (candid, diaSourceId), not of its object. Or leave --labels out.",
+        )
 
 
 class Thinning:

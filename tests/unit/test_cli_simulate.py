@@ -104,3 +104,11 @@ def test_a_file_to_be_like_must_have_enough_stamps_of_the_size(tmp_path: Path) -
     for name, said in (("few.npy", "at least 50"), ("large.npy", "--size"), ("other.npz", "stamps")):
         with pytest.raises(ConfigError, match=said):
             _run(out=tmp_path / "some.npz", like=tmp_path / name)
+
+
+def test_a_file_to_be_like_whose_head_promises_too_much_is_refused(tmp_path: Path) -> None:
+    head = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 21, 21)}
+    with (tmp_path / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, head)
+    with pytest.raises(ConfigError, match="ends before its last element"):
+        _run(out=tmp_path / "some.npz", like=tmp_path / "huge.npy")

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 from stream_vae.errors import ConfigError
 from stream_vae.learning import merits
-from stream_vae.learning.evaluate import LEAST_FITTED, Parts, evaluate, held_out_by, part, study_on
+from stream_vae.learning.evaluate import LEAST_FITTED, Parts, _taught, evaluate, held_out_by, part, study_on
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.report.training import read_history
 from stream_vae.learning.split import split_by_group
@@ -180,6 +180,22 @@ def test_stamps_of_one_image_are_all_judged_and_the_page_says_why_nothing_was_fi
     found = part(_set(np.zeros(300)))
     assert (len(found.fitted), len(found.judged)) == (0, 300)
     assert "All stamps are of one group" in found.warnings[0]
+    assert "train" not in found.warnings[0]
+
+
+def test_a_few_labels_that_nothing_can_be_learned_from_do_not_keep_stamps_from_being_parted():
+    labels = np.full(400, -1, np.int8)
+    labels[:3] = [1, 0, 1]
+    found = part(_set(np.arange(400), labels=labels))
+    assert len(found.fitted) >= LEAST_FITTED
+    assert found.warnings == ()
+
+
+def test_labels_that_a_classifier_gave_are_told_on_the_page():
+    data = _set(np.arange(400))
+    assert _taught(data) == []
+    data.snapshot["labels"] = {"human": {1: 9}, "classifier": {0: 61, 1: 2}}
+    assert "63 of the labels are another classifier's" in _taught(data)[0]
 
 
 def test_too_few_stamps_are_all_judged():

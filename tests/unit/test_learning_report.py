@@ -10,9 +10,9 @@ import pytest
 from stream_vae.errors import ConfigError
 from stream_vae.learning import merits
 from stream_vae.learning.merits import judge, predicted_active_units
-from stream_vae.learning.report import write_evaluation, write_report
-from stream_vae.learning.report.numbers import look_up, numbers, plain, verdicts
-from stream_vae.learning.report.page import Picture, render
+from stream_vae.learning.report import latent, paper, write_evaluation, write_report
+from stream_vae.learning.report.numbers import look_up, numbers, plain, summary_table, verdicts
+from stream_vae.learning.report.page import Picture, render, text
 from stream_vae.learning.report.style import new_figure, short, styles
 from stream_vae.learning.resample import LEAST_GROUPS, resample
 from stream_vae.learning.study import ModelView, Study, measure
@@ -153,6 +153,48 @@ def test_a_better_model_is_said_to_be_better_and_never_more_than_the_interval_al
     item = replace(evaluation.judgements[0], merits={"minus_pca": {"auc": {"value": 0.1, "interval_95": [-0.1, 0.2]}}})
     (sentence,) = verdicts(replace(evaluation, judgements=(item,)), looks)
     assert sentence == "survey 0123, held against PCA: not to be told apart in classification."
+
+
+def test_the_page_fits_a_phone_and_a_dark_screen(written):
+    page = (written[0] / "report.html").read_text()
+    assert '<meta name="viewport" content="width=device-width,initial-scale=1">' in page
+    assert "prefers-color-scheme:dark" in page
+    for kind in ("summary", "numbers"):
+        tables = page.count(f'<table class="{kind}">')
+        assert tables == page.count(f'<div class="wide"><table class="{kind}">') > 0
+
+
+def test_what_stands_between_backticks_is_code_and_the_rest_is_escaped():
+    assert text("give `labels` < 3") == "give <code>labels</code> &lt; 3"
+
+
+def test_a_model_alone_is_not_the_best_of_anything(study, evaluation):
+    alone = judge(replace(study, views=study.views[:1]))
+    assert "<b>" not in summary_table(alone, styles([alone.judgements[0].view.name]))
+    names = [item.view.name for item in evaluation.judgements]
+    assert "<b>" in summary_table(evaluation, styles(names))
+
+
+def test_what_is_missed_at_one_percent_is_in_brackets_where_no_bogus_stamp_would_pass(evaluation):
+    assert not paper.tells_one_percent(evaluation.study.real(evaluation.labelled))
+    names = [item.view.name for item in evaluation.judgements]
+    merit = evaluation.judgements[0].merits["classifier"]["mdr_at_1pct_fpr"]
+    assert f"({merit['value']:.3f}<br>" in summary_table(evaluation, styles(names))
+
+
+def test_a_handful_of_labels_leaves_map_and_examples_to_all_stamps(study):
+    labels = np.full(COUNT, -1, np.int8)
+    labels[[120, 130, 141]] = [1, 0, 1]
+    few = replace(study, labels=labels)
+    assert len(latent.mapped(few)) > 100
+    assert len(paper.examples(few, 12)) > 3
+    assert not merits.searches_with_real(few)
+
+
+def test_a_cost_of_one_epoch_is_drawn_as_a_point(study):
+    once = replace(study.views[0], history={key: values[:1] for key, values in HISTORY.items()})
+    figure = paper.draw_cost([once], styles([once.name]))
+    assert {line.get_marker() for line in figure.axes[1].get_lines()} == {"o"}
 
 
 def test_intervals_hold_their_value(evaluation):

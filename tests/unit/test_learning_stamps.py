@@ -1,3 +1,4 @@
+import io
 import zipfile
 
 import numpy as np
@@ -156,7 +157,10 @@ BAD_ARRAYS = {
     "only NaN": (lambda raw: {"stamps": raw * np.nan}, "0 of 50 stamps can be used"),
     "only blank stamps": (lambda raw: {"stamps": raw * 0}, "0 of 50 stamps can be used"),
     "too few stamps": (lambda raw: {"stamps": raw[:10]}, "Give at least 16 stamps"),
-    "no stamps at all": (lambda raw: {"stamps": raw[:0]}, "0 of 0 stamps"),
+    "no stamps at all": (lambda raw: {"stamps": raw[:0]}, r"stamps\.npz holds no stamps"),
+    "groups of NaN": (lambda raw: {"stamps": raw, "groups": np.full(50, np.nan)}, "50 of 50 groups are NaN"),
+    "labels of NaN": (lambda raw: {"stamps": raw, "labels": np.full(50, np.nan)}, r"labels are \[nan"),
+    "noise as text": (lambda raw: {"stamps": raw, "noise": np.full(raw.shape, "a")}, "one number a pixel"),
 }
 
 
@@ -174,10 +178,10 @@ def test_pickled_objects_are_refused_unread(tmp_path):
         (np.save if name.endswith("npy") else lambda path, array: np.savez(path, stamps=array))(
             tmp_path / name, objects
         )
-        with pytest.raises(ConfigError, match=r"float32|pickled"):
+        with pytest.raises(ConfigError, match=r"of type object"):
             gather(str(tmp_path / name))
     objects = np.array([{"a": 1}] * 50, dtype=object)
-    with pytest.raises(ConfigError, match="labels` cannot be read"):
+    with pytest.raises(ConfigError, match="`labels` is of type object"):
         gather(save(tmp_path, stamps=np.zeros((50, 21, 21)), labels=objects))
 
 
@@ -192,7 +196,7 @@ def test_a_file_cut_short_is_refused(raw, tmp_path):
     whole = tmp_path / "stamps.npy"
     np.save(whole, raw)
     whole.write_bytes(whole.read_bytes()[:-4000])
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="ends before its last element"):
         gather(str(whole))
 
 
@@ -200,8 +204,41 @@ def test_an_archive_whose_array_is_cut_short_is_refused(raw, tmp_path):
     np.save(tmp_path / "whole.npy", raw)
     with zipfile.ZipFile(tmp_path / "short.npz", "w") as archive:
         archive.writestr("stamps.npy", (tmp_path / "whole.npy").read_bytes()[:-4000])
-    with pytest.raises(ConfigError, match="ends before its last stamp"):
+    with pytest.raises(ConfigError, match="ends before its last element"):
         gather(str(tmp_path / "short.npz"))
+
+
+@pytest.mark.parametrize("name", ["stamps", "labels"])
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize(("shape", "message"), [((10**12, 21, 21), "ends before"), ((-5, 21, 21), "its shape is")])
+def test_a_head_that_promises_what_the_file_has_not_is_refused(name, by_columns, shape, message, raw, tmp_path):
+    head = io.BytesIO()
+    shape = shape if name == "stamps" else shape[:1]
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": by_columns, "shape": shape})
+    path = tmp_path / "stamps.npz"
+    if name == "labels":
+        np.savez(path, stamps=raw)
+    with zipfile.ZipFile(path, "a" if name == "labels" else "w") as archive:
+        archive.writestr(f"{name}.npy", head.getvalue() + bytes(1000))
+    with pytest.raises(ConfigError, match=message) as error:
+        gather(str(path))
+    assert error.value.remedy
+    if name == "stamps":
+        (tmp_path / "stamps.npy").write_bytes(head.getvalue() + bytes(1000))
+        with pytest.raises(ConfigError, match=message):
+            gather(str(tmp_path / "stamps.npy"))
+
+
+def test_an_archive_of_something_else_has_no_stamps(tmp_path):
+    with zipfile.ZipFile(tmp_path / "stamps.npz", "w") as archive:
+        archive.writestr("stamps", b"not an array")
+    with pytest.raises(ConfigError, match="no array `stamps`, only nothing"):
+        gather(str(tmp_path / "stamps.npz"))
+
+
+def test_that_all_of_too_few_stamps_are_good_is_not_said_otherwise(raw, tmp_path):
+    with pytest.raises(ConfigError, match=r"10 of 10 stamps can be used\. Give"):
+        gather(save(tmp_path, stamps=raw[:10]))
 
 
 def test_an_archive_with_damaged_content_is_refused(raw, tmp_path):
@@ -239,7 +276,7 @@ def test_a_folder_without_alerts_is_refused_with_the_reason(tmp_path):
     (tmp_path / "a.avro").write_bytes(b"no alert")
     with pytest.raises(ConfigError, match="None of 1 packets tried") as error:
         gather(str(tmp_path))
-    assert "--survey" in error.value.remedy
+    assert "Avro files, one a file, or of .npy or .npz files" in error.value.remedy
 
 
 @pytest.mark.parametrize("survey", ["ztf", "lsst", "pgir", "turbo", "decam"])
@@ -306,6 +343,13 @@ def test_labels_come_to_alerts_by_their_ids(alerts_dir, tmp_path):
     data = gather(str(folder), min_stamps=8, labels=table)
     assert data.labels[:4].tolist() == [1, -1, 0, -1]
     assert data.snapshot["labels"] == {"human": {1: 2, 0: 1}}
+
+
+def test_labels_of_other_alerts_are_refused_and_not_passed_over(alerts_dir, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("alert_id,label,provenance\nZTF18abcdefg,1,human\nb,0,human\nc,-1,human\n")
+    with pytest.raises(ConfigError, match=r"None of the 2 labels names an alert.*not of its object"):
+        gather(str(alerts_dir / "ztf" / "kowalski"), min_stamps=8, labels=table)
 
 
 def test_confluent_packets_are_refused_with_what_to_do_about_their_schema(alerts_dir):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -235,6 +236,28 @@ def test_encoding_a_file_keeps_the_order_and_marks_what_cannot_be_scored(release
         assert one["z_mean"][0] == pytest.approx(arrays["z_mean"][100], abs=1e-5)
         assert one["real_score"][0] == pytest.approx(arrays["real_score"][100], abs=1e-5)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("value", [np.nan, 7.0])
+def test_stamps_of_which_none_can_be_encoded_leave_no_file(value, release, store, tmp_path):
+    np.save(tmp_path / "blank.npy", np.full((5, 21, 21), value, np.float32))
+    with pytest.raises(ConfigError, match=r"None of the 5 stamps of blank\.npy can be encoded"):
+        encode_to_npz(store, release.id, str(tmp_path / "blank.npy"), tmp_path / "codes.npz", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["blank.npy"]
+
+
+def test_codes_that_the_disk_has_no_room_for_are_refused_before_the_work(
+    release, store, stamps_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ConfigError, match=r"GB are free\. Name a file on a larger disk"):
+        encode_to_npz(store, release.id, str(stamps_file), tmp_path / "codes.npz", progress=False)
+
+
+def test_codes_are_written_to_a_npz_file_and_to_nothing_else(release, store, stamps_file, tmp_path):
+    for out in (tmp_path, tmp_path / "codes.csv"):
+        with pytest.raises(ConfigError, match=r"written as a \.npz file"):
+            encode_to_npz(store, release.id, str(stamps_file), out, progress=False)
 
 
 def test_encoding_into_a_folder_that_is_not_there_is_refused_before_any_work(release, store, stamps_file, tmp_path):

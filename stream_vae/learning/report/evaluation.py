@@ -10,7 +10,7 @@ from stream_vae.learning import merits
 from stream_vae.learning.merits import Evaluation
 from stream_vae.learning.report import latent, paper, scores
 from stream_vae.learning.report.numbers import plain, summary_table, to_csv, verdicts
-from stream_vae.learning.report.page import Picture, number_table, render
+from stream_vae.learning.report.page import Picture, number_table, render, text
 from stream_vae.learning.report.style import Style, styles
 from stream_vae.learning.report.training import COLLAPSE, COST, EXPLANATIONS
 from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN
@@ -111,14 +111,14 @@ def describe(evaluation: Evaluation) -> str:
     counts += f", {unknown:,} unlabelled" if unknown else ""
     fitted = (
         f"Classifiers and probes, and the baselines, saw the other {split['fitted']:,} ({split['fitted_real']:,} real, "
-        f"{split['fitted_bogus']:,} bogus), of other images where images are known. "
+        f"{split['fitted_bogus']:,} bogus), of other images (of alerts: objects) where these are known. "
         if split["fitted"]
         else ""
     )
     meaning = (
-        "whole images were drawn, so it is that of new images"
+        "whole images (of alerts: objects) were drawn, so they are those of new ones"
         if split["resampled"] == "images"
-        else "stamps were drawn within each class, so it does not contain what another image would change"
+        else "stamps were drawn within each class, so they do not contain what another image would change"
     )
     return (
         f"Everything was measured on the same {split['judged']:,} stamps ({counts}). {fitted}"
@@ -128,16 +128,17 @@ def describe(evaluation: Evaluation) -> str:
 
 
 def _lead(evaluation: Evaluation, warnings: Sequence[str]) -> list[str]:
-    lead = [f'<p class="lead">{html.escape(describe(evaluation))}</p>']
-    lead += [f"<p><b>Mind:</b> {html.escape(text)}</p>" for text in warnings]
-    lead += [f"<p>{html.escape(text)}</p>" for text in evaluation.missing.values()]
+    lead = [f'<p class="lead">{text(describe(evaluation))}</p>']
+    lead += [f"<p><b>Mind:</b> {text(warning)}</p>" for warning in warnings]
+    lead += [f"<p>{text(sentence)}</p>" for sentence in evaluation.missing.values()]
     return lead
 
 
 def _tables(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[str]:
     explanation = (
         "Bold: the best of its column. Dotted line: its interval overlaps that of the best. In brackets: raw pixels "
-        "where nearness in pixels is what is measured. Active units and mutual "
+        "where nearness in pixels is what is measured, and what is missed at 1% FPR of fewer than 100 bogus "
+        "stamps. Active units and mutual "
         "information have no best: a code may say more than is useful. AUC, code: a one-hidden-layer classifier "
         "on the standardised code (the posterior's mean). A collapsed code keeps a high AUC there, as standardising "
         "magnifies what little it says; on a code drawn from the posterior it does not."
@@ -145,7 +146,7 @@ def _tables(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[str]:
     tables = [summary_table(evaluation, looks), f'<p class="lead"><small>{explanation}</small></p>']
     sentences = verdicts(evaluation, looks)
     if sentences:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in sentences)
+        items = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
         tables.append(
             "<p>By paired differences on the same stamps, where the 95% interval of the difference leaves out zero:</p>"
             f"<ul>{items}</ul>"
@@ -195,15 +196,15 @@ def pictures(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[Picture
 
 def _search_picture(evaluation: Evaluation, looks: Mapping[str, Style]) -> Picture:
     search = next(item.search for item in evaluation.judgements if item.search is not None)
-    real = (evaluation.study.labels[evaluation.study.judged] == REAL).sum() >= 2
+    real = merits.searches_with_real(evaluation.study)
     rows, _ = merits.searched(evaluation.study)
     caption = (
         f"The {search.shape[1]} nearest codes of {len(search)} {'real' if real else 'randomly chosen'} stamps among "
         f"{len(rows):,} judged stamps. DNMSE(k): squared difference of found and searched stamp over the latter's "
         "energy, averaged over the k nearest with weights 1/log2(rank + 1), then over searches; this is our reading "
         "of the paper's measure, for which no equation was at hand. Bands and bars: 95% bootstrap interval over "
-        "searches (over their images, where these are drawn). Distances are Euclidean in codes as they are, raw "
-        "pixels are the reference that no code can beat by much."
+        "searches (over their images, where these are drawn). Distances are Euclidean in codes as they are; raw "
+        "pixels find what is measured, so no code can do better."
     )
     return Picture("dnmse", "Figure 2a: search by example", caption, lambda: paper.draw_search(evaluation, looks))
 
@@ -229,7 +230,12 @@ def _roc_picture(evaluation: Evaluation, looks: Mapping[str, Style]) -> Picture:
         f"stamps that are not judged, tested on {int(real.sum()):,} real and {bogus:,} bogus stamps. A model without "
         "a code (the supervised network) or without stamps to fit a classifier on is drawn by its own score. Bands "
         f"and bars: 95% bootstrap intervals. Grey: fewer than one of the {bogus:,} bogus stamps, so the curve says "
-        f"nothing there; at 1% FPR (dotted) {0.01 * bogus:.0f} bogus stamps pass."
+        "nothing there; "
+    )
+    caption += (
+        f"at 1% FPR (dotted) {0.01 * bogus:.0f} bogus stamps pass."
+        if paper.tells_one_percent(real)
+        else "they are too few to say what is missed at 1% FPR."
     )
     return Picture("roc", "Figure 2c: ROC curves", caption, lambda: paper.draw_roc(evaluation, looks))
 
@@ -244,7 +250,9 @@ def _score_pictures(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[
             "labels are real, or as many as there are of the rarer class. Left: on the mean of the code. Right: on a "
             "code drawn from the posterior, in training and test, which shows what the code says beyond its own "
             "noise; methods without a posterior are repeated. Bars: 95% bootstrap interval of the mean, over draws "
-            "of labels and stamps. Points are shifted sideways a little so that they can be told apart."
+            "of labels and stamps. Points are shifted sideways a little so that they can be told apart. A model whose "
+            "own fit used labels (see the list above) has seen more of them than the axis says: it is no rival of "
+            "those without."
         )
         found.append(Picture("few_labels", "With few labels", caption, lambda: scores.draw_few_labels(items, looks)))
     if any(item.score is not None or "own_score" in item.merits for item in evaluation.judgements):
@@ -274,7 +282,7 @@ def _code_pictures(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[P
     # Models with a posterior first, the last of them last: it is what the others are compared with.
     chosen = [view for view in views if view.probabilistic][-(_MAPS - 1) :]
     chosen += [view for view in views if view not in chosen][: _MAPS - len(chosen)]
-    if len(study.judged) >= 30 and chosen:
+    if len(study.judged) >= latent.LEAST_MAPPED and chosen:
         shown = len(latent.mapped(study))
         caption = (
             f"Codes of {shown:,} judged stamps, as many of each class as there are up to that, laid in a plane by "
@@ -287,7 +295,8 @@ def _code_pictures(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[P
     if drawn:
         caption = (
             "Means of stamps decoded from draws of each model's prior, without pixel noise, from -1 to 1. Where the "
-            "code is collapsed all are alike."
+            "code is collapsed they differ in one way or none. Where the KL weight is below 1 codes do not fill the "
+            "prior, and its draws need not look like stamps."
         )
         found.append(Picture("prior_samples", "Draws of the prior", caption, lambda: latent.draw_prior(drawn, looks)))
     if any(view.squared_error is not None for view in study.views):
@@ -310,12 +319,14 @@ def _details(
     head = "<tr><th>model</th><th>measure</th><th>value (95% interval)</th></tr>"
     details.append(
         "<details><summary>All measures with one number; the rest is in metrics.json and metrics.csv</summary>"
-        f'<table class="numbers">{head}{rows}</table></details>'
+        f'<div class="wide"><table class="numbers">{head}{rows}</table></div></details>'
     )
     lines_of = "".join(
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in provenance.items()
     )
-    details.append(f'<h2 id="provenance">Provenance</h2><table class="numbers">{lines_of}</table>')
+    details.append(
+        f'<h2 id="provenance">Provenance</h2><div class="wide"><table class="numbers">{lines_of}</table></div>'
+    )
     unlabelled = int((evaluation.study.labels[evaluation.study.judged] == UNKNOWN).sum())
     if unlabelled:
         details.append(f"<p>{unlabelled:,} judged stamps have no label and count in no score.</p>")
@@ -329,11 +340,11 @@ def _merit_rows(name: str, found: Mapping[str, Any]) -> str:
             continue
         for key, merit in content.items():
             if isinstance(merit, Mapping) and "value" in merit:
-                text = scores.show(merit, 4)
+                shown = scores.show(merit, 4)
             elif isinstance(merit, int | float):
-                text = f"{merit:.4g}"
+                shown = f"{merit:.4g}"
             else:
                 continue
-            cells = (name, f"{section}.{key}", text)
+            cells = (name, f"{section}.{key}", shown)
             rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return "".join(rows)

@@ -21,6 +21,8 @@ from stream_vae.learning.study import ModelView, Study
 _DIRECTIONS = 60
 _MAPPED = 700
 """Stamps of a map: t-SNE of these takes some seconds."""
+LEAST_MAPPED = 30
+"""Fewer make no map."""
 _GRID = 15
 """A map shows at most one stamp in each of so many by so many cells."""
 
@@ -48,20 +50,33 @@ def draw_collapse(study: Study, spectrum: NDArray[np.float64], looks: Mapping[st
     shown = spectrum[:_DIRECTIONS]
     variances.plot(np.arange(1, len(shown) + 1), shown, color="black", marker=".", linewidth=0.8, label="stamps")
     for i, view in enumerate(views):
-        _one_model(variances, units, information, view, study, spectrum, looks[view.name], i)
+        _one_model(variances, units, information, view, study, spectrum, looks[view.name], i, len(views))
     variances.set(xscale="log", yscale="log", xlabel="principal direction of the stamps", ylabel="variance along it")
-    variances.legend(fontsize=7, loc="lower left")
-    units.set(yscale="symlog", xlabel="latent unit, sorted", ylabel="KL of the unit (nats)")
+    directions = [k for k in (1, 2, 5, 10, 20, 50) if k <= len(shown)]
+    variances.set_xticks(directions, [str(k) for k in directions])
+    variances.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    handles, labels = variances.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    units.set(xlabel="latent unit, sorted", ylabel="KL of the unit (nats)")
+    units.xaxis.get_major_locator().set_params(integer=True)
     units.set_yscale("symlog", linthresh=0.01)
     units.axhline(0.01, color="0.7", linestyle=":", zorder=0)
     information.set_yticks(range(len(views)), [looks[view.name].short for view in views], fontsize=8)
-    information.invert_yaxis()
-    information.set(xlabel="mutual information (nats); bar ends at its cap", xlim=(0.0, None))
+    information.set(xlabel="mutual information (nats); grey: its cap", ylim=(max(len(views), 4) - 0.5, -0.5))
+    information.set_xlim(0.0, 1.3 * information.get_xlim()[1])  # room for the numbers
     return figure
 
 
 def _one_model(
-    variances: Any, units: Any, information: Any, view: ModelView, study: Study, spectrum: Any, look: Style, at: int
+    variances: Any,
+    units: Any,
+    information: Any,
+    view: ModelView,
+    study: Study,
+    spectrum: Any,
+    look: Style,
+    at: int,
+    count: int,
 ) -> None:
     assert view.z_mean is not None
     assert view.z_log_var is not None
@@ -69,14 +84,15 @@ def _one_model(
     z_mean, z_log_var = view.z_mean[study.judged], view.z_log_var[study.judged]
     predicted, found = predicted_active_units(spectrum, view), measures.active_units(z_mean)
     threshold = view.kl_weight * view.variance
-    label = f"{look.short}: {predicted} units predicted, {found} found"
-    variances.axhline(threshold, color=look.colour, linestyle=look.dash, label=label)
+    label = f"{look.short}: units predicted {predicted}, found {found}"
+    # Models of one sigma have one line: the later ones are drawn thinner on the earlier ones.
+    variances.axhline(threshold, color=look.colour, linewidth=1.2 + 1.6 * (count - 1 - at), label=label)
     kl = np.sort(measures.kl_per_unit(z_mean, z_log_var))[::-1]
     units.plot(np.arange(1, len(kl) + 1), kl, look.dash, color=look.colour, marker=look.marker, markersize=4)
     value, cap = measures.mutual_information(z_mean, z_log_var)
-    information.barh(at, cap, color="0.93")
-    information.barh(at, max(value, 0.0), color=look.colour)
-    information.text(max(value, 0.0) + 0.02 * cap, at, f"{value:.2f} of {cap:.2f}", va="center", fontsize=8)
+    information.barh(at, cap, height=0.6, color="0.9")
+    information.barh(at, max(value, 0.0), height=0.6, color=look.colour)
+    information.text(1.02 * max(value, cap), at, f"{value:.2f} of {cap:.2f}", va="center", fontsize=8)
 
 
 def draw_units(view: ModelView, rows: NDArray[np.int64], look: Style) -> Any:
@@ -214,7 +230,7 @@ def _map_of_stamps(axis: Any, plane: NDArray[Any], stamps: NDArray[Any], labels:
 
 
 def mapped(study: Study) -> NDArray[np.int64]:
-    """Choose the stamps of a map: as many of each class, so that the rarer one is seen.
+    """Choose the stamps of a map: as many of each class, so that the rarer one is seen; any if few have a label.
 
     Parameters
     ----------
@@ -228,7 +244,9 @@ def mapped(study: Study) -> NDArray[np.int64]:
     """
     labels = study.labels[study.judged]
     random = np.random.default_rng(1)
-    present = [label for label in np.unique(labels) if label != UNKNOWN] or [UNKNOWN]
+    present = [*np.unique(labels)]
+    if (labels != UNKNOWN).sum() >= LEAST_MAPPED:
+        present = [label for label in present if label != UNKNOWN]
     parts = [random.permutation(study.judged[labels == label])[: _MAPPED // len(present)] for label in present]
     return random.permutation(np.concatenate(parts))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stream_vae.learning.merits import Evaluation
+from stream_vae.learning.report.paper import tells_one_percent
 from stream_vae.learning.report.style import Style
 
 COLUMNS = ("model", "measure", "value", "low_95", "high_95")
@@ -181,14 +182,21 @@ def summary_table(evaluation: Evaluation, looks: Mapping[str, Style]) -> str:
     columns = [column for column in SUMMARY if any(look_up(item.merits, column.path) is not None for item in items)]
     head = "".join(f"<th>{html.escape(column.title)}{_arrow(column.better)}</th>" for column in columns)
     lines = [f"<tr><th>model</th>{head}</tr>"]
-    competing = [item.view.z_mean is None or item.view.reconstruction is not None for item in items]
-    cells = {column: _cells([item.merits for item in items], column, competing) for column in columns}
+    codes = [item.view.z_mean is None or item.view.reconstruction is not None for item in items]
+    few = not tells_one_percent(evaluation.study.real(evaluation.labelled))
+    nobody = [False for _ in items]
+    cells = {
+        column: _cells(
+            [item.merits for item in items], column, nobody if few and column.path[-1] == "mdr_at_1pct_fpr" else codes
+        )
+        for column in columns
+    }
     for i, item in enumerate(items):
         look = looks[item.view.name]
         swatch = f'<span class="swatch" style="background:{look.colour}"></span>'
         row = "".join(f"<td>{cells[column][i]}</td>" for column in columns)
         lines.append(f'<tr><td title="{html.escape(item.view.name)}">{swatch}{html.escape(look.short)}</td>{row}</tr>')
-    return '<table class="summary">' + "".join(lines) + "</table>"
+    return '<div class="wide"><table class="summary">' + "".join(lines) + "</table></div>"
 
 
 def _arrow(better: int) -> str:
@@ -198,14 +206,15 @@ def _arrow(better: int) -> str:
 def _cells(rows: Sequence[Mapping[str, Any]], column: Column, competing: Sequence[bool]) -> list[str]:
     found = [look_up(merits, column.path) for merits in rows]
     values = [merit["value"] if isinstance(merit, Mapping) else merit for merit in found]
-    known = [v for v, may in zip(values, competing, strict=True) if v is not None and (may or not column.of_pixels)]
-    best = (max(known) if column.better > 0 else min(known)) if known and column.better else None
+    shut_out = column.of_pixels or not any(competing)
+    known = [v for v, may in zip(values, competing, strict=True) if v is not None and (may or not shut_out)]
+    best = (max(known) if column.better > 0 else min(known)) if len(known) > 1 and column.better else None
     winner = found[values.index(best)] if best is not None else None
     cells = []
     for merits, merit, value, may in zip(rows, found, values, competing, strict=True):
         text = _cell(merit, value, column.digits)
-        if column.of_pixels and not may:
-            cells.append(f"({text})")
+        if shut_out and not may:
+            cells.append(f"({text})" if value is not None else text)
             continue
         if column.path[-1] == "mutual_information" and value is not None:
             text += f" ({merits['latent']['mutual_information_cap']:.2f})"

@@ -3,20 +3,27 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
-h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.25rem;margin-top:2.2rem}
-table{border-collapse:collapse}td,th{border-bottom:1px solid #ddd;padding:.25rem 1rem .25rem 0;text-align:left;
-vertical-align:top}td{font-variant-numeric:tabular-nums;max-width:24em;overflow-wrap:anywhere}
-.numbers td+td+td{color:#555}table.summary{font-size:.82rem;width:100%}table.summary th{vertical-align:bottom}
-table.summary td,table.summary th{padding-right:.6rem}small{color:#555}.tied{text-decoration:underline dotted #999}
+_STYLE = """:root{color-scheme:light dark;--ink:#222;--soft:#555;--line:#ddd;--page:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#ddd;--soft:#aaa;--line:#444;--page:#181818}}
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:var(--ink);
+background:var(--page)}h1{font-size:1.7rem;margin-bottom:.2rem;overflow-wrap:anywhere}
+h2{font-size:1.25rem;margin-top:2.2rem}table{border-collapse:collapse}
+td,th{border-bottom:1px solid var(--line);padding:.25rem 1rem .25rem 0;text-align:left;vertical-align:top}
+td{font-variant-numeric:tabular-nums}.numbers td{max-width:24em;overflow-wrap:anywhere}
+.numbers td+td+td,small,figcaption,.lead{color:var(--soft)}.wide{overflow-x:auto}
+table.summary{font-size:.82rem;width:100%}table.summary th{vertical-align:bottom}table.summary td{white-space:nowrap}
+table.summary td,table.summary th{padding-right:.6rem}.tied{text-decoration:underline dotted var(--soft)}
 .swatch{display:inline-block;width:.8em;height:.8em;margin-right:.4em}
-img{max-width:100%}figure{margin:1rem 0}figcaption,.lead{color:#444}figcaption{max-width:60rem}
+img{max-width:100%;background:#fff}figure{margin:1rem 0}figcaption{max-width:60rem}
+@media(max-width:50rem){body{margin-top:1rem}figure img{max-width:none;width:52rem}}
 details{margin:1rem 0}summary{cursor:pointer}li{margin:.15rem 0}"""
+"""On a phone, wide tables and figures are pushed sideways rather than shrunk until nothing can be read."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def render(
     """
     body = [f"<h1>{html.escape(title)}</h1>", *lead, *tables]
     body += [*(_section(picture, folder, dpi) for picture in pictures), *details]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(body) + "\n</body></html>\n"
 
 
@@ -92,10 +100,26 @@ def _section(picture: Picture, folder: Path | None, dpi: int) -> str:
         # No date in the file: the same figure is the same file.
         figure.savefig(folder / f"{picture.name}.svg", metadata={"Date": None})
     content = base64.b64encode(buffer.getvalue()).decode("ascii")
-    caption = html.escape(picture.caption)
+    caption = text(picture.caption)
     image = f'<img alt="{html.escape(picture.title)}" src="data:image/png;base64,{content}">'
     heading = f'<h2 id="{picture.name}">{html.escape(picture.title)}</h2>'
-    return f"{heading}<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return f'{heading}<figure><div class="wide">{image}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def text(sentences: str) -> str:
+    """Turn sentences into HTML.
+
+    Parameters
+    ----------
+    sentences : str
+        Plain text; what stands between backticks is code.
+
+    Returns
+    -------
+    str
+        Escaped.
+    """
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(sentences))
 
 
 def number_table(metrics: Mapping[str, Any], explanations: Mapping[str, str], hidden: Sequence[str] = ()) -> str:
@@ -123,7 +147,7 @@ def number_table(metrics: Mapping[str, Any], explanations: Mapping[str, str], hi
             if key not in hidden:
                 cells = (key, _show(value), explanations.get(key, ""))
                 rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return '<table class="numbers">' + "".join(rows) + "</table>"
+    return '<div class="wide"><table class="numbers">' + "".join(rows) + "</table></div>"
 
 
 def _show(value: object) -> str:

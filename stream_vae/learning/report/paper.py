@@ -27,6 +27,7 @@ from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN
 from stream_vae.learning.study import ModelView, Study
 
 CLASSES = ((REAL, "real", REAL_COLOUR), (BOGUS, "bogus", BOGUS_COLOUR), (UNKNOWN, "unlabelled", UNKNOWN_COLOUR))
+_KINDS_OF_COST = (("-", "validation"), (":", "training"))
 _RATES = np.geomspace(1e-3, 1.0, 121)
 
 
@@ -60,6 +61,13 @@ def draw_search(evaluation: Evaluation, looks: Mapping[str, Style]) -> Any:
         error = [[max(value - low[-1], 0.0)], [max(high[-1] - value, 0.0)]]
         last.errorbar(value, i, xerr=error, color=look.colour, marker=look.marker, capsize=3)
     curve.set(xscale="log", xlabel="stamps found, k", ylabel="DNMSE(k), lower is better")
+    ticks = [
+        k
+        for k in (1, 2, 5, 10, 20, 50, 100)
+        if k <= max(item.search.shape[1] for item in items if item.search is not None)
+    ]
+    curve.set_xticks(ticks, [str(k) for k in ticks])
+    curve.minorticks_off()
     curve.legend(fontsize=8)
     last.set_yticks(range(len(items)), [looks[item.view.name].short for item in items], fontsize=8)
     last.invert_yaxis()
@@ -142,7 +150,8 @@ def examples(study: Study, count: int) -> NDArray[np.int64]:
     """
     labels = study.labels[study.judged]
     present = [label for label in (REAL, BOGUS, UNKNOWN) if (labels == label).any()]
-    wanted = present if len(present) == 1 or UNKNOWN not in present else [label for label in present if label != -1]
+    enough = int((labels != UNKNOWN).sum()) >= count
+    wanted = [label for label in present if label != UNKNOWN] if enough else present
     parts = []
     for label in wanted:
         rows = study.judged[labels == label]
@@ -165,9 +174,9 @@ def draw_roc(evaluation: Evaluation, looks: Mapping[str, Style]) -> Any:
     matplotlib.figure.Figure
         Curves, and each model's AUC and missed detection rate.
     """
-    figure, axes = new_figure(3, width=4.1, height=3.8)
-    curve, area, missed = axes[0]
     real = evaluation.study.real(evaluation.labelled)
+    figure, axes = new_figure(3 if tells_one_percent(real) else 2, width=4.1, height=3.8)
+    curve, area, *others = axes[0]
     items = [item for item in evaluation.judgements if item.score is not None or "own_score" in item.merits]
     least = 1.0 / max(1, int((~real).sum()))
     for i, item in enumerate(items):
@@ -177,18 +186,37 @@ def draw_roc(evaluation: Evaluation, looks: Mapping[str, Style]) -> Any:
         curve.plot(_RATES, at_rates(score, real), look.dash, color=look.colour, label=look.short)
         curve.fill_between(_RATES, low, high, color=look.colour, alpha=0.12, linewidth=0)
         _point(area, merits["auc"], i, look)
-        _point(missed, merits["mdr_at_1pct_fpr"], i, look)
+        for missed in others:
+            _point(missed, merits["mdr_at_1pct_fpr"], i, look)
+    lowest = max(_RATES[0], 0.5 * least)
     curve.axvline(0.01, color="0.7", linestyle=":", zorder=0)
-    curve.axvspan(_RATES[0], min(max(least, _RATES[0]), 1.0), color="0.93", zorder=0)
-    curve.set(xscale="log", xlim=(_RATES[0], 1.0), xlabel="false positive rate", ylabel="true positive rate")
+    curve.axvspan(lowest, min(max(least, lowest), 1.0), color="0.93", zorder=0)
+    curve.set(xscale="log", xlim=(lowest, 1.0), xlabel="false positive rate", ylabel="true positive rate")
     curve.legend(fontsize=8, loc="lower right")
     area.set_yticks(range(len(items)), [looks[item.view.name].short for item in items], fontsize=8)
-    missed.set_yticks(range(len(items)), ["" for _ in items])
     area.set(xlabel="area under the ROC curve")
-    missed.set(xlabel="share of real stamps missed at 1% FPR")
     area.invert_yaxis()
-    missed.invert_yaxis()
+    for missed in others:
+        missed.set_yticks(range(len(items)), ["" for _ in items])
+        missed.set(xlabel="share of real stamps missed at 1% FPR")
+        missed.invert_yaxis()
     return figure
+
+
+def tells_one_percent(real: NDArray[np.bool_]) -> bool:
+    """Tell whether there are bogus stamps enough to speak of one in a hundred.
+
+    Parameters
+    ----------
+    real : ndarray of bool, shape (n,)
+        Truth.
+
+    Returns
+    -------
+    bool
+        Whether at least one passes at 1%.
+    """
+    return int((~real).sum()) >= 100
 
 
 def _score_of(item: Judgement, evaluation: Evaluation) -> tuple[NDArray[np.float32], Mapping[str, Any]]:
@@ -267,7 +295,7 @@ def draw_cost(views: Sequence[ModelView], looks: Mapping[str, Style]) -> Any:
     """
     figure, axes = new_figure(3, width=4.1, height=3.4)
     panels = (
-        ("elbo", -1.0, "negative bound above its best epoch (nats)"),
+        ("elbo", -1.0, "negative bound above its best (nats)"),
         ("reconstruction_loss", 1.0, "summed squared error"),
         ("kl_loss", 1.0, "KL term (nats)"),
     )
@@ -283,11 +311,19 @@ def draw_cost(views: Sequence[ModelView], looks: Mapping[str, Style]) -> Any:
                         values = values - (sign * np.asarray(view.history[f"val_{key}"])).min()
                     label = look.short if prefix else None
                     epochs = np.arange(1, len(values) + 1)
-                    axis.plot(epochs, values, dash, color=look.colour, linewidth=width, label=label)
+                    dot = "o" if len(values) == 1 else ""  # one epoch makes no line
+                    axis.plot(epochs, values, dash, color=look.colour, marker=dot, linewidth=width, label=label)
         axis.set(xlabel="epoch", ylabel=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_yscale("symlog", linthresh=1.0)
     axes[0, 1].set_yscale("log")
     axes[0, 2].set_yscale("symlog", linthresh=0.1)
     axes[0, 2].set_ylim(bottom=0.0)
-    axes[0, 1].legend(fontsize=8)  # the one panel that an autoencoder without a bound is in too
+    for side in (axes[0, 1].yaxis.set_major_formatter, axes[0, 1].yaxis.set_minor_formatter):
+        side("{x:.3g}")
+    axes[0, 1].tick_params(axis="y", which="minor", labelsize=8)
+    kinds = [axes[0, 2].plot([], [], dash, color="0.3", label=name)[0] for dash, name in _KINDS_OF_COST]
+    axes[0, 2].legend(handles=kinds, fontsize=8, loc="center right")
+    # The middle panel is the one that an autoencoder without a bound is in too.
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure

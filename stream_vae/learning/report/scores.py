@@ -69,7 +69,7 @@ def draw_few_labels(items: Sequence[Judgement], looks: Mapping[str, Style]) -> A
         axis.set_ylim(low, high)
         ticks = [tick for tick in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if low <= tick <= high]
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 

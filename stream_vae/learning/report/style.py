@@ -156,4 +156,6 @@ def frame(axis: Any, column: float, row: float, size: float, colour: str) -> Non
     from matplotlib.patches import Rectangle
 
     corner = (column - 1.0, row - 1.0)
-    axis.add_patch(Rectangle(corner, size + 1.0, size + 1.0, fill=False, edgecolor=colour, linewidth=2.0))
+    axis.add_patch(
+        Rectangle(corner, size + 1.0, size + 1.0, fill=False, edgecolor=colour, linewidth=2.0, clip_on=False)
+    )
