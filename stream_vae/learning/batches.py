@@ -132,7 +132,7 @@ class Batches(keras.utils.PyDataset):
     together : int
         Batches an item.
     watch : callable, optional
-        Told epoch, batch and batches of an epoch as each item is made.
+        Told batch and batches of an epoch as each item is made.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Batches(keras.utils.PyDataset):
         augment: bool,
         first_epoch: int = 0,
         together: int = 1,
-        watch: Callable[[int, int, int], None] | None = None,
+        watch: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
         self._data, self._rows, self._inputs = data, rows, inputs
@@ -169,7 +169,7 @@ class Batches(keras.utils.PyDataset):
         item = next(self._stream)
         first = index * self._together
         if self._watch is not None:
-            self._watch(self._epoch, min(first + self._together, self._batches), self._batches)
+            self._watch(min(first + self._together, self._batches), self._batches)
         if self._together > 1:
             return (self._stacked(item, first),)
         return (self._turned(item, self._turns(first)) if self._augment else item,)

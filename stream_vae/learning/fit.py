@@ -90,17 +90,18 @@ class _Pace:
 
     interval_s = 5.0
 
-    def __init__(self, report: Reporter) -> None:
-        self._report = report
-        self._last = time.monotonic()
+    def __init__(self, report: Reporter, course: Course) -> None:
+        self._report, self._course = report, course
+        self._last, self._batch = time.monotonic(), 0
 
-    def __call__(self, epoch: int, batch: int, batches: int) -> None:
+    def __call__(self, batch: int, batches: int) -> None:
         now = time.monotonic()
-        if batch == 1:  # a new epoch, or a look at the shapes before the first
+        if batch <= self._batch:  # a new epoch, or the first after a look at the shapes
             self._last = now
         elif now - self._last >= self.interval_s:
             self._last = now
-            self._report("batches", batch, batches, f"epoch {epoch + 1}")
+            self._report("batches", batch, batches, f"epoch {self._course.epochs + 1}")
+        self._batch = batch
 
 
 def model_inputs(recipe: Recipe) -> tuple[str, ...]:
@@ -236,7 +237,7 @@ def fit_model(
                 augment=recipe.data.augment,
                 first_epoch=course.epochs,
                 together=together,
-                watch=_Pace(report),
+                watch=_Pace(report, course),
             ),
             validation_data=(inputs_of(data, _some(validation_rows, recipe.seed), inputs), None),
             validation_batch_size=512,
