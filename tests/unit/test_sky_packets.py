@@ -92,6 +92,14 @@ def test_with_a_schema_id_the_packet_has_confluents_wire_format(shape: str, pack
     assert json.dumps(alert, default=repr) == json.dumps(expected, default=repr)
 
 
+def test_the_alert_says_whether_its_peak_is_positive() -> None:
+    stamps = simulate_stamps(30, seed=3, size=21)
+    packets = simulate_packets(30, shape="ztf", seed=3, size=21)
+    said = [_alert(packet.packet)["candidate"]["isdiffpos"] for packet in packets]
+    assert said == ["t" if positive else "f" for positive in stamps.positive]
+    assert set(said) == {"t", "f"}
+
+
 def test_only_moving_objects_have_a_solar_system_match() -> None:
     for packet in simulate_packets(150, shape="ztf", seed=1, size=21):
         distance = _alert(packet.packet)["candidate"]["ssdistnr"]
