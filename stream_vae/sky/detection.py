@@ -152,16 +152,15 @@ def _peaks_of_both_signs(
 
 def _peaks(significance: Image, margin: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The most significant pixel of each connected region over the threshold; of long regions some pixels more."""
-    inner = np.zeros_like(significance)
-    inside = (slice(margin, -margin), slice(margin, -margin))
-    inner[inside] = significance[inside]
-    labels, _ = ndimage.label(inner > THRESHOLD, np.ones((3, 3)))
-    row, column = np.nonzero(labels)
+    inner = significance[margin:-margin, margin:-margin]
+    over = inner > THRESHOLD
+    labels, _ = ndimage.label(over, np.ones((3, 3)))
+    row, column = np.nonzero(over)
     order = np.argsort(-inner[row, column], kind="stable")
     row, column = row[order], column[order]
     kept = _thin_out(row, column, labels[row, column])
     kept = kept[np.lexsort((column[kept], row[kept]))]
-    return row[kept].astype(np.int64), column[kept].astype(np.int64)
+    return row[kept].astype(np.int64) + margin, column[kept].astype(np.int64) + margin
 
 
 def _brightest_near(
