@@ -289,6 +289,7 @@ def compare(simulated: SimulatedStamps, data: Path) -> dict[str, Any]:
         "simulated fading": simulated.kinds == "fading",
     }
     sets = {name: simulated.stamps[rows, ..., 0] for name, rows in chosen.items()}
+    sets["simulated fading"] = -sets["simulated fading"]  # ZTF cuts these from template minus science
     sets |= {"LCO injected": lco[labels == 1], "LCO bogus": lco[labels == 0]}
     sets |= {"ZTF": ztf[positive, ..., 0], "ZTF fading": ztf[~positive, ..., 0]}
     halves = {

@@ -246,10 +246,13 @@ def _candidate_record(image: SimulatedStamps, i: int, candid: int) -> dict[str, 
 
 
 def _ztf_record(image: SimulatedStamps, i: int, candid: int, rng: np.random.Generator) -> dict[str, Any]:
+    stamps = image.stamps[i].copy()
+    if not image.positive[i]:
+        stamps[:, :, 0] *= -1.0  # ZTF searches template minus science for these, and cuts from that
     cutouts = {
         f"cutout{name.capitalize()}": {
             "fileName": f"candid{candid}_{name}.fits.gz",
-            "stampData": gzip_fits(image.stamps[i, :, :, channel]),
+            "stampData": gzip_fits(stamps[:, :, channel]),
         }
         for channel, name in enumerate(_CHANNELS)
     }

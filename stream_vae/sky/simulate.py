@@ -55,7 +55,8 @@ class SimulatedStamps:
     snr : ndarray of float32, (n,)
         Signal to noise of the detected pixel, positive also where that is a negative peak.
     positive : ndarray of bool, (n,)
-        False for a negative peak, where the template is the brighter one. Stamps keep their sign.
+        False for a negative peak, where the template is the brighter one. Stamps are of science minus template all the
+        same, as LSST's are; ZTF's are of template minus science there, so that their peaks are always positive.
     x, y : ndarray of float32, (n,)
         The detected pixel in its image.
     ra_deg, dec_deg : ndarray of float64, (n,)
