@@ -240,14 +240,21 @@ def coverage(simulated: Stamps, real: Stamps, rng: np.random.Generator) -> dict[
 
 
 def transfer(simulated: SimulatedStamps, stamps: Stamps, labels: npt.NDArray[np.int64]) -> dict[str, float]:
-    """AUC on real stamps of real/bogus classifiers that have seen only simulated ones (difference channel)."""
+    """AUC on real stamps of real/bogus classifiers that have seen only simulated ones (difference channel).
+
+    Twice: with positive peaks alone, which is all that LCO's stamps are, and with negative ones, too.
+    """
     train, test = features(simulated.stamps[..., 0]), features(stamps)
     models = {
         "boosted_trees": HistGradientBoostingClassifier(max_iter=150, random_state=0),
         "logistic": make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=0.1)),
     }
+    rows = {"": simulated.positive, ", negative peaks too": np.ones(len(train), np.bool_)}
     return {
-        name: float(roc_auc_score(labels, model.fit(train, simulated.labels).predict_proba(test)[:, 1]))
+        name + which: float(
+            roc_auc_score(labels, model.fit(train[some], simulated.labels[some]).predict_proba(test)[:, 1])
+        )
+        for which, some in rows.items()
         for name, model in models.items()
     }
 

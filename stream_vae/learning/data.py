@@ -27,7 +27,7 @@ def open_source(
     *,
     survey: str | None = None,
     simulated_stamps: int = 6000,
-    fading: float | None = None,
+    fading: float = 0.0,
     seed: int = 1,
     labels: Path | None = None,
     noise: bool = False,
@@ -45,7 +45,7 @@ def open_source(
         Profile of a folder's alerts; absent: told from the packets.
     simulated_stamps : int
         How many to simulate for `sim`.
-    fading : float, optional
+    fading : float
         Share of fading sources among them, as `stream_vae.sky.simulate_stamps` has it.
     seed : int
         Of the simulation.
@@ -88,7 +88,7 @@ def open_source(
 
 
 def simulated(
-    count: int, preprocessing: Preprocessing, *, seed: int, fading: float | None = None, report: Reporter = silent
+    count: int, preprocessing: Preprocessing, *, seed: int, fading: float = 0.0, report: Reporter = silent
 ) -> StampSource:
     """Simulate image pairs and cut stamps of what is detected in their differences.
 
@@ -100,7 +100,7 @@ def simulated(
         Its size and cutouts count.
     seed : int
         The same seed gives the same stamps.
-    fading : float, optional
+    fading : float
         Share of fading sources, as `stream_vae.sky.simulate_stamps` has it.
     report : Reporter
         Told how far it is.
