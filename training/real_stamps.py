@@ -59,7 +59,8 @@ def read(recipe: Recipe, path: Path, report: Reporter) -> StampSet:
     added = None
     if recipe.data.add_simulated:
         seed = recipe.seed + ADDED_SEED
-        added = simulated(recipe.data.add_simulated, recipe.preprocessing, seed=seed, report=report)
+        count, fading = recipe.data.add_simulated, recipe.data.fading
+        added = simulated(count, recipe.preprocessing, seed=seed, fading=fading, report=report)
     source = stamps_from_file(path, recipe.preprocessing)
     return read_stamps(source, max_stamps=None, min_stamps=64, seed=recipe.seed, added=added, report=report)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stream_vae.learning.progress import Reporter
     from stream_vae.sky import Likeness
 
-_KEPT = ("labels", "groups", "kinds", "snr")
+_KEPT = ("labels", "groups", "kinds", "snr", "positive")
 
 
 @app.command()
@@ -40,6 +40,10 @@ def simulate(
     real_fraction: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of real ones; absent: 30 to 40%, as detected.")
     ] = None,
+    fading: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Share of sources fainter than in the template; absent: a third. 0: none."),
+    ] = None,
     like: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Make them look like these stamps (.npy or .npz); labels are not used."),
@@ -49,8 +53,8 @@ def simulate(
 ) -> None:
     """Simulate image pairs, subtract and search them, and write what was found with its labels.
 
-    Stamps are in counts, not scaled, NaN where masked; the file has noise maps, labels, groups (image pairs), kinds
-    and S/N, and `train --data` and `evaluate --data` take it.
+    Stamps are in counts, not scaled, NaN where masked; the file has noise maps, labels, groups (image pairs), kinds,
+    S/N and whether the peak is positive, and `train --data` and `evaluate --data` take it.
 
     Examples:
 
@@ -71,20 +75,22 @@ def simulate(
         )
     if size % 2 == 0:
         raise ConfigError(f"--size {size}: stamps have a central pixel.", remedy="Give an odd number.")
+    if fading is not None and like is not None:
+        raise ConfigError("--fading does not go with --like.", remedy="Leave it out: the stamps given tell.")
     if images is not None:
-        _write_images(images, count or 10, seed, as_json=as_json)
+        _write_images(images, count or 10, seed, fading, as_json=as_json)
         return
     count = count or 10_000
     with reporter(show=not as_json) as report:
         if out is not None:
             real = _write_stamps(
-                out, count, seed, workers, size, real_fraction, like, all_cutouts=all_cutouts, report=report
+                out, count, seed, workers, size, real_fraction, fading, like, all_cutouts=all_cutouts, report=report
             )
         else:
             assert alerts is not None, "one of the two was given"
             if like is not None:
                 raise ConfigError("--like is for stamps, not for alerts.", remedy="Leave it out, or use --out.")
-            real = _write_alerts(alerts, form, count, seed, real_fraction, report)
+            real = _write_alerts(alerts, form, count, seed, real_fraction, fading, report)
     what, target = ("stamps", out) if out is not None else ("alerts", alerts)
     if as_json:
         answer({what: count, "real": real, "out": str(target)})
@@ -92,8 +98,9 @@ def simulate(
         console.print(f"Wrote {count:,} {what} to {target}, {real:,} of them real.", highlight=False, soft_wrap=True)
 
 
-def _write_images(folder: Path, count: int, seed: int, *, as_json: bool) -> None:
+def _write_images(folder: Path, count: int, seed: int, fading: float | None, *, as_json: bool) -> None:
     from stream_vae.learning.progress import reporter
+    from stream_vae.sky.conditions import FADING
     from stream_vae.sky.field_files import write_field
     from stream_vae.sky.simulate import simulate_field
 
@@ -101,7 +108,7 @@ def _write_images(folder: Path, count: int, seed: int, *, as_json: bool) -> None
     found = real = 0
     with reporter(show=not as_json) as report:
         for number in range(count):
-            field = simulate_field(seed, number)
+            field = simulate_field(seed, number, fading=FADING if fading is None else fading)
             write_field(folder, number, field)
             found, real = found + len(field.candidates.row), real + int(field.candidates.real.sum())
             report("simulate", number + 1, count)
@@ -119,6 +126,7 @@ def _write_stamps(
     workers: int,
     size: int,
     real_fraction: float | None,
+    fading: float | None,
     like: Path | None,
     *,
     all_cutouts: bool,
@@ -133,6 +141,7 @@ def _write_stamps(
         size=size,
         seed=seed,
         real_fraction=real_fraction,
+        fading=fading,
         like=None if like is None else _matched(like, size, workers),
         workers=workers,
         progress=lambda done, total: report("simulate", done, total),
@@ -168,6 +177,7 @@ def _write_alerts(
     count: int,
     seed: int,
     real_fraction: float | None,
+    fading: float | None,
     report: "Reporter",
 ) -> int:
     from stream_vae.labels import Label, Provenance, write_labels
@@ -175,7 +185,7 @@ def _write_alerts(
 
     folder.mkdir(parents=True, exist_ok=True)
     labels = []
-    for packet in simulate_packets(count, shape=form, seed=seed, real_fraction=real_fraction):
+    for packet in simulate_packets(count, shape=form, seed=seed, real_fraction=real_fraction, fading=fading):
         (folder / f"{packet.candid}.avro").write_bytes(packet.packet)
         labels.append(Label(str(packet.candid), packet.label, Provenance.SIMULATION, comment=packet.kind))
         report("simulate", len(labels), count)

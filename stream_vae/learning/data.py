@@ -27,6 +27,7 @@ def open_source(
     *,
     survey: str | None = None,
     simulated_stamps: int = 6000,
+    fading: float = 0.0,
     seed: int = 1,
     labels: Path | None = None,
     noise: bool = False,
@@ -44,6 +45,8 @@ def open_source(
         Profile of a folder's alerts; absent: told from the packets.
     simulated_stamps : int
         How many to simulate for `sim`.
+    fading : float
+        Share of fading sources among them, as `stream_vae.sky.simulate_stamps` has it.
     seed : int
         Of the simulation.
     labels : Path, optional
@@ -70,7 +73,7 @@ def open_source(
             remedy="Give a folder of alert packets, or put an array `labels` beside `stamps` in the .npz.",
         )
     if data == "sim":
-        return simulated(simulated_stamps, preprocessing, seed=seed, report=report)
+        return simulated(simulated_stamps, preprocessing, seed=seed, fading=fading, report=report)
     if path.is_dir():
         if holds_shards(path):
             return stamps_from_shards(path, preprocessing, noise=noise)
@@ -84,7 +87,9 @@ def open_source(
     return stamps_from_file(path, preprocessing, noise=noise)
 
 
-def simulated(count: int, preprocessing: Preprocessing, *, seed: int, report: Reporter = silent) -> StampSource:
+def simulated(
+    count: int, preprocessing: Preprocessing, *, seed: int, fading: float = 0.0, report: Reporter = silent
+) -> StampSource:
     """Simulate image pairs and cut stamps of what is detected in their differences.
 
     Parameters
@@ -95,6 +100,8 @@ def simulated(count: int, preprocessing: Preprocessing, *, seed: int, report: Re
         Its size and cutouts count.
     seed : int
         The same seed gives the same stamps.
+    fading : float
+        Share of fading sources, as `stream_vae.sky.simulate_stamps` has it.
     report : Reporter
         Told how far it is.
 
@@ -125,6 +132,7 @@ def simulated(count: int, preprocessing: Preprocessing, *, seed: int, report: Re
             min(PIECE, count - before),
             size=preprocessing.stamp_size,
             seed=seeds[number],
+            fading=fading,
             progress=lambda done, _: report("simulate", before + done, count),
         )
 

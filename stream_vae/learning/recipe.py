@@ -30,6 +30,9 @@ class DataSection(_Section):
     """How many to simulate when the data are `sim`, or when the scorer has no labels of its own."""
     add_simulated: int = Field(default=0, ge=0)
     """So many labelled simulated stamps join the training part of other data than `sim`; never validation or test."""
+    fading: float = Field(default=0.0, ge=0.0, le=0.9)
+    """Share of simulated sources that are fainter than in the template, whose peaks are negative: some where a survey
+    cuts these from science minus template, as LSST does; none where it turns them positive, as ZTF does."""
     max_stamps: int | None = Field(default=None, ge=64)
     """A larger set is thinned at random to this many. Memory needs no bound: a large set is spooled to disk."""
     min_stamps: int = Field(default=64, ge=16)

@@ -167,6 +167,7 @@ def _open(
         survey=survey,
         labels=labels,
         simulated_stamps=recipe.data.simulated_stamps,
+        fading=recipe.data.fading,
         seed=recipe.seed,
         noise="noise" in model_inputs(recipe),
         report=report,
@@ -177,7 +178,8 @@ def _added(recipe: Recipe, source: StampSource, report: Reporter) -> StampSource
     if recipe.data.add_simulated == 0 or source.kind == "simulation":  # more of the same is data.simulated_stamps
         return None
     seed = recipe.seed + ADDED_SEED
-    return simulated(recipe.data.add_simulated, recipe.preprocessing, seed=seed, report=report)
+    count, fading = recipe.data.add_simulated, recipe.data.fading
+    return simulated(count, recipe.preprocessing, seed=seed, fading=fading, report=report)
 
 
 def _read(

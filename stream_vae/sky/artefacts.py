@@ -22,12 +22,15 @@ class Cause(IntEnum):
     """What touched a pixel; the lower-case name is the kind of a bogus detection there."""
 
     NONE = 0
-    EDGE = 1
-    BLEED = 2
-    TRAIL = 3
-    BAD_COLUMN = 4
-    HOT_PIXEL = 5
-    COSMIC_RAY = 6
+    GHOST = 1
+    SPIKE = 2
+    EDGE = 3
+    BLEED = 4
+    TRAIL = 5
+    BAD_COLUMN = 6
+    HOT_PIXEL = 7
+    """Or a dead one, which is a negative peak."""
+    COSMIC_RAY = 8
 
 
 def add_artefacts(rng: np.random.Generator, conditions: Conditions, scene: Scene, image: Image, marks: Marks) -> None:
@@ -50,6 +53,33 @@ def add_artefacts(rng: np.random.Generator, conditions: Conditions, scene: Scene
     _bad_columns(rng, conditions, image, marks)
     _hot_pixels(rng, conditions, scene, image, marks)
     _cosmic_rays(rng, conditions, scene, image, marks)
+
+
+def add_leftover_hits(
+    rng: np.random.Generator, conditions: Conditions, scene: Scene, image: Image, marks: Marks
+) -> None:
+    """Add the hits that rejection has left in a template, the more the fewer its exposures are.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Where they come from.
+    conditions : Conditions
+        Depth of the template, and its noise.
+    scene : Scene
+        What hits lie near to, as in `add_artefacts`.
+    image : ndarray of float32, (side, side)
+        The template in electrons, changed in place.
+    marks : ndarray of uint8, (side, side)
+        Values of `Cause`, changed in place.
+    """
+    n = int(rng.poisson(12.0 / conditions.template_depth))
+    x, y = draw_positions(rng, n, scene.side, scene.stars, scene.galaxies)
+    noise = conditions.science_sky_noise_e / np.sqrt(conditions.template_depth)
+    amplitude = power_law(rng, n, 5.0, 100.0, -1.3) * noise
+    for i in range(n):
+        pixels = _point_hit(rng, y[i], x[i])
+        _deposit(image, marks, pixels, amplitude[i] * rng.gamma(4.0, 0.25, len(pixels[0])), Cause.COSMIC_RAY)
 
 
 def _cosmic_rays(rng: np.random.Generator, conditions: Conditions, scene: Scene, image: Image, marks: Marks) -> None:
@@ -92,10 +122,12 @@ def _hot_pixels(rng: np.random.Generator, conditions: Conditions, scene: Scene, 
     rows, columns = np.rint(y).astype(np.int64), np.rint(x).astype(np.int64)
     amplitude = power_law(rng, n, 6.0, 300.0, -1.3) * conditions.science_sky_noise_e
     _deposit(image, marks, (rows, columns), amplitude, Cause.HOT_PIXEL)
-    # Dead ones lose their light. They are no detections, but resampling rings around them.
-    dead = rng.integers(0, scene.side, (2, int(rng.poisson(4))))
-    image[dead[0], dead[1]] *= rng.uniform(0.0, 0.7)
-    marks[dead[0], dead[1]] = Cause.HOT_PIXEL
+    # Dead ones lose their light: negative peaks, and resampling rings around them.
+    x, y = draw_positions(rng, int(rng.poisson(4)), scene.side, scene.stars, scene.galaxies)
+    inside = (x > 0) & (x < scene.side - 1) & (y > 0) & (y < scene.side - 1)
+    rows, columns = np.rint(y[inside]).astype(np.int64), np.rint(x[inside]).astype(np.int64)
+    image[rows, columns] *= rng.uniform(0.0, 0.7, len(rows)).astype(np.float32)
+    marks[rows, columns] = Cause.HOT_PIXEL
 
 
 def _bad_columns(rng: np.random.Generator, conditions: Conditions, image: Image, marks: Marks) -> None:

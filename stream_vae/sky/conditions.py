@@ -3,8 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from stream_vae.sky.psf import Psf, draw_psf
+
+Floats = npt.NDArray[np.float64]
+
+FADING = 1 / 3
+"""Share of the injected sources that have faded: of ZTF's alerts a third or more are fainter than the template."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,15 @@ class Conditions:
         Magnitude of one electron.
     pixel_scale_arcsec : float
         Pixel size.
+    fading : float
+        Share of the injected sources that have faded since the template; at zero there are none, and the pipeline does
+        not look for negative peaks.
+    spike_share : float
+        Share of a star's light that the vanes of the secondary mirror's support throw into spikes; zero without vanes.
+    spike_length_px : float
+        Distance from the star where a spike has half the surface brightness that it begins with.
+    spike_angle_rad, spike_turn_rad : float
+        Direction of the first of four spikes in the science image, and how far the template's are turned from it.
     """
 
     science_psf: Psf
@@ -87,6 +102,11 @@ class Conditions:
     misread_share: float
     zero_point_mag: float
     pixel_scale_arcsec: float
+    fading: float
+    spike_share: float
+    spike_length_px: float
+    spike_angle_rad: float
+    spike_turn_rad: float
 
     @property
     def difference_psf(self) -> Psf:
@@ -103,8 +123,27 @@ class Conditions:
         """Standard deviation of an empty pixel of the science image, in electrons."""
         return float(np.hypot(np.sqrt(self.science_background_e), self.read_noise_e))
 
+    def displacement(self, x: Floats, y: Floats, side: int) -> tuple[Floats, Floats]:
+        """Give how far the template's sky is off by the error of the registration.
 
-def draw_conditions(rng: np.random.Generator) -> Conditions:
+        Parameters
+        ----------
+        x, y : ndarray, (n,)
+            Positions in the science image, in pixels.
+        side : int
+            Pixels along each axis of the images.
+
+        Returns
+        -------
+        tuple of ndarray, (n,)
+            To be added to x and y.
+        """
+        xx, xy, yx, yy = self.distortion
+        east, north = x - side / 2, y - side / 2
+        return self.registration_x + xx * east + xy * north, self.registration_y + yx * east + yy * north
+
+
+def draw_conditions(rng: np.random.Generator, fading: float = FADING) -> Conditions:
     """Draw the conditions of one image pair.
 
     The ranges: FWHM 2 to 8 pixels, Moffat beta 2.5 to 4.5, ellipticity up to 0.2, sky 100 to 10,000 electrons,
@@ -115,6 +154,8 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
     ----------
     rng : numpy.random.Generator
         Where they come from.
+    fading : float
+        Share of the injected sources that have faded.
 
     Returns
     -------
@@ -155,6 +196,13 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
         misread_share=rng.uniform(0.01, 0.1) if rng.uniform() < 0.4 else 0.0,
         zero_point_mag=rng.uniform(26.0, 31.0),
         pixel_scale_arcsec=rng.uniform(0.25, 1.05),
+        fading=fading,
+        # Vanes cover up to some percent of the aperture; a third of the instruments has none, or they are too thin.
+        spike_share=_log_uniform(rng, 1e-3, 2e-2) if rng.uniform() < 2 / 3 else 0.0,
+        spike_length_px=_log_uniform(rng, 5.0, 25.0),
+        spike_angle_rad=rng.uniform(0.0, np.pi / 2),
+        # An equatorial mount keeps its spikes to about a degree; behind a derotator they lie anywhere.
+        spike_turn_rad=0.01 * rng.standard_normal() if rng.uniform() < 0.7 else rng.uniform(0.0, np.pi / 2),
     )
 
 

@@ -34,9 +34,11 @@ class Candidates:
     row, column : ndarray of int
         The most significant pixel of its region, or the brightest one beside it; not the centroid.
     snr : ndarray of float32
-        Signal to noise of the most significant pixel, by the pipeline's noise map.
+        Signal to noise of the most significant pixel, by the pipeline's noise map: positive also for negative peaks.
     flux : ndarray of float32
-        Flux of the profile that fits best there, in electrons; it may be negative for what is no source.
+        Flux of the profile that fits best there, in electrons; what is no source may have the other sign than its peak.
+    positive : ndarray of bool
+        Whether the peak is positive: the science image is the brighter one.
     kind : ndarray of str
         Why it is there: a real kind, or the cause of a bogus one, or "ambiguous".
     real : ndarray of bool
@@ -47,12 +49,16 @@ class Candidates:
     column: npt.NDArray[np.int64]
     snr: Image
     flux: Image
+    positive: npt.NDArray[np.bool_]
     kind: npt.NDArray[np.str_]
     real: npt.NDArray[np.bool_]
 
 
 def detect(conditions: Conditions, difference: Difference, transients: Transients, margin: int) -> Candidates:
     """Detect at 5 sigma and match with what was injected.
+
+    Negative peaks are looked for if there may be fading sources: then what else is negative is found, too. Where a
+    positive and a negative peak are close, as a dipole's are, the more significant one is kept.
 
     Parameters
     ----------
@@ -71,19 +77,19 @@ def detect(conditions: Conditions, difference: Difference, transients: Transient
         In order of position, including ambiguous ones: blends of a transient and something bogus.
     """
     significance = _significance(conditions, difference)
-    row, column = _peaks(significance, margin)
-    snr = significance[row, column]
+    row, column, sign = _peaks_of_both_signs(significance, margin, negative=conditions.fading > 0.0)
+    snr = sign * significance[row, column]
     if conditions.centre_on_peak:
-        row, column = _brightest_near(difference.image, row, column)
-    injected, distance, share = _match(conditions, difference, transients, row, column)
+        row, column = _brightest_near(difference.image, row, column, sign)
+    flux = _fitted_flux(conditions, difference, row, column)
+    injected, distance, share = _match(conditions, difference, transients, (row, column, sign), flux)
     causes = _causes(difference, row, column)
     # The radius is that of a centroid's error at 5 sigma plus half a pixel's diagonal.
     radius = 1.0 + 0.3 * conditions.difference_psf.fwhm_px
     real = (distance <= radius) & (share >= 0.5)
     # Between the two the candidate is a blend, which no label would be right for.
     kind = np.where(real, injected, np.where(share > 0.15, _AMBIGUOUS, causes))
-    flux = _fitted_flux(conditions, difference, row, column)
-    return Candidates(row, column, snr, flux, kind, real)
+    return Candidates(row, column, snr, flux, sign > 0, kind, real)
 
 
 def is_ambiguous(kind: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
@@ -127,26 +133,43 @@ def _matched_filter(conditions: Conditions, difference: Difference, masked: npt.
     return np.asarray(signal / np.sqrt(np.maximum(variance, floor)), dtype=np.float32)
 
 
+def _peaks_of_both_signs(
+    significance: Image, margin: int, *, negative: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Image]:
+    """Rows, columns and signs (1 or -1) of the peaks."""
+    row, column = _peaks(significance, margin)
+    if not negative:
+        return row, column, np.ones(len(row), np.float32)
+    faint_row, faint_column = _peaks(-significance, margin)
+    sign = np.repeat(np.array([1.0, -1.0], np.float32), [len(row), len(faint_row)])
+    row, column = np.concatenate([row, faint_row]), np.concatenate([column, faint_column])
+    snr = sign * significance[row, column]
+    apart = np.maximum(np.abs(row[:, None] - row), np.abs(column[:, None] - column))
+    beaten = (apart < _SEPARATION_PX) & (sign[:, None] != sign) & (snr[:, None] < snr)
+    kept = ~beaten.any(axis=1)
+    return row[kept], column[kept], sign[kept]
+
+
 def _peaks(significance: Image, margin: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The most significant pixel of each connected region over the threshold; of long regions some pixels more."""
-    inner = np.zeros_like(significance)
-    inside = (slice(margin, -margin), slice(margin, -margin))
-    inner[inside] = significance[inside]
-    labels, _ = ndimage.label(inner > THRESHOLD, np.ones((3, 3)))
-    row, column = np.nonzero(labels)
+    inner = significance[margin:-margin, margin:-margin]
+    over = inner > THRESHOLD
+    labels, _ = ndimage.label(over, np.ones((3, 3)))
+    row, column = np.nonzero(over)
     order = np.argsort(-inner[row, column], kind="stable")
     row, column = row[order], column[order]
     kept = _thin_out(row, column, labels[row, column])
     kept = kept[np.lexsort((column[kept], row[kept]))]
-    return row[kept].astype(np.int64), column[kept].astype(np.int64)
+    return row[kept].astype(np.int64) + margin, column[kept].astype(np.int64) + margin
 
 
 def _brightest_near(
-    image: Image, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64]
+    image: Image, row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], sign: Image
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The brightest pixel within two of each; the margin is wide enough for that."""
+    """The brightest pixel, or faintest of a negative peak, within two of each; the margin is wide enough for that."""
     offset = np.arange(-2, 3)
     boxes = image[row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :]]
+    boxes = sign[:, None, None] * boxes
     best = np.argmax(np.where(np.isnan(boxes), -np.inf, boxes).reshape(len(row), -1), axis=1)
     return row + offset[best // 5], column + offset[best % 5]
 
@@ -194,25 +217,32 @@ def _match(
     conditions: Conditions,
     difference: Difference,
     transients: Transients,
-    row: npt.NDArray[np.int64],
-    column: npt.NDArray[np.int64],
+    peaks: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Image],
+    flux: Image,
 ) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """For each detection the kind and distance of the injected source that is brightest there, and its share of it."""
+    """For each detection the kind and distance of the injected source that is brightest there, and its share of it.
+
+    Only those of the peak's own sign count: a source that has faded explains no light.
+    """
+    row, column, sign = peaks
     n = len(row)
     if not n or not len(transients.x):
         return np.full(n, "", "<U12"), np.full(n, np.inf), np.zeros(n)
-    dx = column[:, None] - transients.x[None, :]
-    dy = row[:, None] - transients.y[None, :]
-    expected = conditions.difference_psf.at(dx, dy) * transients.flux  # (detections, injected)
+    off_x, off_y = conditions.displacement(transients.x, transients.y, difference.image.shape[0])
+    gone = transients.flux < 0  # seen in the template only, which is off by the error of its registration
+    dx = column[:, None] - (transients.x + gone * off_x)[None, :]
+    dy = row[:, None] - (transients.y + gone * off_y)[None, :]
+    injected = sign[:, None] * transients.flux  # (detections, injected)
+    expected = conditions.difference_psf.at(dx, dy) * injected
     best = np.argmax(expected, axis=1)
     each = np.arange(n)
     if conditions.matched_filter:
         # The filtered profile falls off more slowly; so does the share of what it finds.
-        seen = _fitted_flux(conditions, difference, row, column)
+        seen = sign * flux
         falloff = conditions.difference_psf.at(dx / np.sqrt(2.0), dy / np.sqrt(2.0)) / conditions.difference_psf.peak()
-        share = transients.flux[best] * falloff[each, best] / np.maximum(seen, 1e-6)
+        share = injected[each, best] * falloff[each, best] / np.maximum(seen, 1e-6)
     else:
-        seen = difference.image[row, column]
+        seen = sign * difference.image[row, column]
         share = expected[each, best] / np.maximum(seen, 1e-6)
     return transients.kind[best], np.hypot(dx, dy)[each, best], share
 

@@ -147,24 +147,55 @@ def _matching_kernel(
     else:
         seen_template = seen_template * response
     wide, narrow = (seen_science, seen_template) if conditions.science_is_wider else (seen_template, seen_science)
-    basis = _kernel_basis(conditions.difference_psf.fwhm_px)
-    modes = fft.irfft2(fft.rfft2(basis) * narrow, s=(_FIT_PX, _FIT_PX)).reshape(len(basis), -1).astype(np.float64)
-    wanted = fft.irfft2(wide, s=(_FIT_PX, _FIT_PX)).ravel().astype(np.float64)
-    gram = modes @ modes.T
+    families = _kernel_families(conditions.difference_psf.fwhm_px)
+    modes = np.concatenate([_modes(powers, narrow) for powers in families])
+    gram, wanted = modes @ modes.T, modes @ _as_real(wide)
     gram[np.diag_indices_from(gram)] *= 1.0 + 1e-6  # the polynomials are nearly degenerate in wide profiles
-    kernel = np.tensordot(np.linalg.solve(gram, modes @ wanted), basis, axes=1)
+    kernel = _summed(families, np.linalg.solve(gram, wanted))
     return np.asarray(fft.rfft2(_embedded(kernel, side)), dtype=np.complex64), np.float32(np.sum(kernel**2))
 
 
-def _kernel_basis(fwhm_px: float) -> Image:
-    """Three Gaussians with polynomials, centred on pixel (0, 0) and wrapped: (functions, rows, columns)."""
-    offset = np.fft.fftfreq(_FIT_PX).astype(np.float32) * np.float32(_FIT_PX)
-    functions = []
+def _kernel_families(fwhm_px: float) -> list[Floats]:
+    """Three Gaussians times powers of the distance along an axis, centred on pixel 0 and wrapped: (powers, pixels)."""
+    offset = np.fft.fftfreq(_FIT_PX) * _FIT_PX
+    families = []
     for width, degree in ((0.2, 4), (0.45, 2), (0.9, 2)):
-        sigma = np.float32(max(width * fwhm_px, 0.5))
-        powers = [(offset / sigma) ** k * np.exp(-0.5 * (offset / sigma) ** 2) for k in range(degree + 1)]
-        functions += [np.outer(powers[j], powers[i]) for i in range(degree + 1) for j in range(degree + 1 - i)]
-    return np.stack(functions)
+        along = offset / max(width * fwhm_px, 0.5)
+        families.append(np.stack([along**k * np.exp(-0.5 * along**2) for k in range(degree + 1)]))
+    return families
+
+
+def _pairs(powers: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Powers along the rows' and the columns' axis whose products have no higher degree than the highest."""
+    down, right = np.nonzero(np.add.outer(np.arange(len(powers)), np.arange(len(powers))) < len(powers))
+    return down, right
+
+
+def _modes(powers: Floats, narrow: npt.NDArray[np.complexfloating]) -> Floats:
+    """What a family's functions make of the sharper profile: (functions, numbers whose products are the images')."""
+    down, right = _pairs(powers)
+    rows, columns = fft.fft(powers)[down], fft.rfft(powers)[right]
+    return _as_real(rows[:, :, None] * columns[:, None, :] * narrow)
+
+
+def _as_real(transform: npt.NDArray[np.complexfloating]) -> Floats:
+    """Half a real image's transform as numbers whose scalar product is, up to a factor, the images'."""
+    twice = np.full(_FIT_PX // 2 + 1, np.sqrt(2.0))
+    twice[[0, -1]] = 1.0
+    scaled = np.ascontiguousarray(transform * twice, dtype=np.complex128)
+    return scaled.view(np.float64).reshape(*scaled.shape[:-2], -1)
+
+
+def _summed(families: list[Floats], weights: Floats) -> Floats:
+    """The kernel: its functions by their weights."""
+    kernel, first = np.zeros((_FIT_PX, _FIT_PX)), 0
+    for powers in families:
+        down, right = _pairs(powers)
+        table = np.zeros((len(powers), len(powers)))
+        table[down, right] = weights[first : first + len(down)]
+        first += len(down)
+        kernel += powers.T @ table @ powers
+    return kernel
 
 
 def _embedded(kernel: npt.NDArray[np.floating], side: int) -> Image:

@@ -5,8 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft
 
-from stream_vae.sky.artefacts import Cause, Marks, Mask, add_artefacts, add_edge_glow, bleed, chip_edge
+from stream_vae.sky.artefacts import (
+    Cause,
+    Marks,
+    Mask,
+    add_artefacts,
+    add_edge_glow,
+    add_leftover_hits,
+    bleed,
+    chip_edge,
+)
 from stream_vae.sky.conditions import Conditions
+from stream_vae.sky.optics import add_ghosts, add_spikes
 from stream_vae.sky.psf import Image, Psf, add_points
 from stream_vae.sky.scene import Floats, Scene, galaxy_image
 
@@ -43,7 +53,7 @@ class Exposure:
 
 
 def expose_science(rng: np.random.Generator, conditions: Conditions, scene: Scene) -> Exposure:
-    """Take the science exposure: everything is in it.
+    """Take the science exposure: everything is in it but what has faded.
 
     Parameters
     ----------
@@ -62,8 +72,10 @@ def expose_science(rng: np.random.Generator, conditions: Conditions, scene: Scen
     dx, dy = (conditions.subpixel_x, conditions.subpixel_y) if conditions.resample_science else (0.0, 0.0)
     signal = _sky_image(conditions.science_psf, conditions, scene, dx, dy, distorted=False)
     image = signal + np.float32(conditions.science_background_e)
-    _add_transients(image, conditions, scene, dx, dy)
     marks = np.zeros(image.shape, np.uint8)
+    _add_transients(image, conditions, scene, dx, dy)
+    add_spikes(conditions, scene.stars, (dx, dy), image, marks)
+    add_ghosts(rng, conditions, image, marks)
     variance = _variance(image, conditions, 1.0)
     add_artefacts(rng, conditions, scene, image, marks)
     mask = np.zeros(image.shape, np.bool_)
@@ -76,7 +88,7 @@ def expose_science(rng: np.random.Generator, conditions: Conditions, scene: Scen
 
 
 def expose_template(rng: np.random.Generator, conditions: Conditions, scene: Scene) -> Exposure:
-    """Take the deep template: no transients, artefacts cleaned by its many exposures, less noise.
+    """Take the deep template: only what has faded since, most artefacts cleaned by its many exposures, less noise.
 
     Parameters
     ----------
@@ -95,8 +107,11 @@ def expose_template(rng: np.random.Generator, conditions: Conditions, scene: Sce
     dx, dy = (0.0, 0.0) if conditions.resample_science else (conditions.subpixel_x, conditions.subpixel_y)
     signal = _sky_image(conditions.template_psf, conditions, scene, dx, dy, distorted=True)
     image = signal + np.float32(conditions.template_background_e)
-    variance = _variance(image, conditions, conditions.template_depth)
     marks = np.zeros(image.shape, np.uint8)
+    _add_faded(image, conditions, scene, dx, dy)
+    add_spikes(conditions, scene.stars, (dx, dy), image, marks, in_template=True)
+    variance = _variance(image, conditions, conditions.template_depth)
+    add_leftover_hits(rng, conditions, scene, image, marks)
     mask = np.zeros(image.shape, np.bool_)
     if rng.uniform() < 0.12:
         mask |= chip_edge(rng, scene.side, tilted=rng.uniform() < 0.5)
@@ -149,22 +164,27 @@ def _displacement(
 ) -> tuple[Floats, Floats]:
     if not distorted:
         return np.zeros_like(x), np.zeros_like(y)
-    xx, xy, yx, yy = conditions.distortion
-    east, north = x - scene.side / 2, y - scene.side / 2
-    return (
-        conditions.registration_x + xx * east + xy * north,
-        conditions.registration_y + yx * east + yy * north,
-    )
+    return conditions.displacement(x, y, scene.side)
 
 
 def _add_transients(image: Image, conditions: Conditions, scene: Scene, dx: float, dy: float) -> None:
     transients = scene.transients
+    there = transients.flux > 0
     for part in (-1 / 3, 0.0, 1 / 3):  # motion during the exposure, as three points
         add_points(
             image,
             conditions.science_psf,
-            transients.x + dx + part * transients.trail_x,
-            transients.y + dy + part * transients.trail_y,
-            transients.flux / 3.0,
+            (transients.x + dx + part * transients.trail_x)[there],
+            (transients.y + dy + part * transients.trail_y)[there],
+            transients.flux[there] / 3.0,
             floor=0.02 * conditions.science_sky_noise_e,
         )
+
+
+def _add_faded(image: Image, conditions: Conditions, scene: Scene, dx: float, dy: float) -> None:
+    transients = scene.transients
+    gone = transients.flux < 0
+    x, y = transients.x[gone], transients.y[gone]
+    off_x, off_y = conditions.displacement(x, y, scene.side)
+    floor = 0.02 * conditions.science_sky_noise_e
+    add_points(image, conditions.template_psf, x + off_x + dx, y + off_y + dy, -transients.flux[gone], floor=floor)

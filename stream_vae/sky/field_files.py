@@ -47,6 +47,7 @@ def write_field(folder: Path, number: int, field: Field) -> None:
             "y": found.row,
             "snr": found.snr,
             "flux_adu": found.flux / gain,
+            "positive": found.positive.astype(int),
             "kind": found.kind,
             "label": found.real.astype(int),
         },

@@ -171,6 +171,7 @@ def _near(rng: np.random.Generator, one: Conditions) -> Conditions:
         # A flux scale is one plus a small error, and the noise map is never too large.
         flux_scale=1.0 + _jitter(rng, one.flux_scale - 1.0),
         noise_underestimate=min(near.noise_underestimate, 1.0),
+        fading=one.fading,
     )
 
 

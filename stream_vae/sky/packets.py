@@ -60,6 +60,7 @@ def simulate_packets(
     seed: int = 0,
     size: int | None = None,
     real_fraction: float | None = None,
+    fading: float | None = None,
     schema_id: int | None = None,
 ) -> Iterator[SimulatedPacket]:
     """Make simulated alerts one by one.
@@ -76,6 +77,8 @@ def simulate_packets(
         Pixels along each side of the cutouts, odd: by default 63 for ZTF's shape, 21 for ours.
     real_fraction : float, optional
         Share of real ones.
+    fading : float, optional
+        Share of fading sources, as `simulate_stamps` has it.
     schema_id : int, optional
         Gives messages in Confluent's wire format with this id, rather than Avro files.
 
@@ -87,7 +90,9 @@ def simulate_packets(
     writer = PacketWriter(packet_schema(shape), schema_id=schema_id)
     rng = np.random.default_rng((seed, 0x5EED))
     candid = (1_000 + seed % 8_000) * 10**15
-    for image in simulate_images(n, size=size or _CUTOUT_PX[shape], seed=seed, real_fraction=real_fraction):
+    for image in simulate_images(
+        n, size=size or _CUTOUT_PX[shape], seed=seed, real_fraction=real_fraction, fading=fading
+    ):
         for i in range(len(image)):
             candid += 1
             record = _ztf_record(image, i, candid, rng) if shape == "ztf" else _candidate_record(image, i, candid)
@@ -241,10 +246,13 @@ def _candidate_record(image: SimulatedStamps, i: int, candid: int) -> dict[str, 
 
 
 def _ztf_record(image: SimulatedStamps, i: int, candid: int, rng: np.random.Generator) -> dict[str, Any]:
+    stamps = image.stamps[i].copy()
+    if not image.positive[i]:
+        stamps[:, :, 0] *= -1.0  # ZTF searches template minus science for these, and cuts from that
     cutouts = {
         f"cutout{name.capitalize()}": {
             "fileName": f"candid{candid}_{name}.fits.gz",
-            "stampData": gzip_fits(image.stamps[i, :, :, channel]),
+            "stampData": gzip_fits(stamps[:, :, channel]),
         }
         for channel, name in enumerate(_CHANNELS)
     }
@@ -268,7 +276,7 @@ def _ztf_candidate(image: SimulatedStamps, i: int, candid: int, rng: np.random.G
         "fid": 1 + group % 3,
         "pid": group,
         "candid": candid,
-        "isdiffpos": "t",
+        "isdiffpos": "t" if image.positive[i] else "f",
         "field": group,
         # The searched piece lies somewhere inside the detector, so that no cutout is cut off at its border.
         "xpos": 1_000.0 + float(image.x[i]),

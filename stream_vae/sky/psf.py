@@ -1,6 +1,7 @@
 """Point-spread functions: an elliptical Moffat profile with a little coma, and drawing many of them fast."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -128,11 +129,7 @@ class Psf:
         xx, yy, xy = self._shape()
         peak = (self.beta - 1.0) / (np.pi * self.alpha_px**2)
         weights = ((1.0 - self.coma_weight) * peak, self.coma_weight * peak)
-        # Entry k holds the profile at u alphas from its centre, where u / (1 + u) = k / steps.
-        part = np.arange(_TABLE_STEPS, dtype=np.float32) / np.float32(_TABLE_STEPS)
-        table = (1.0 + (part / (1.0 - part)) ** 2) ** np.float32(-self.beta)
-        shape = np.array([xx, yy, xy, *weights, self.coma_x, self.coma_y])
-        return shape, np.append(table, np.float32(0.0))
+        return np.array([xx, yy, xy, *weights, self.coma_x, self.coma_y]), _table(self.beta)
 
     def misjudged(self, rng: np.random.Generator, relative: float) -> "Psf":
         """Give what a pipeline would take this profile for.
@@ -151,6 +148,14 @@ class Psf:
         """
         width, ratio = 1.0 + relative * rng.standard_normal(2)
         return replace(self, fwhm_px=self.fwhm_px * width, axis_ratio=float(np.clip(self.axis_ratio * ratio, 0.6, 1.0)))
+
+
+@lru_cache(maxsize=16)
+def _table(beta: float) -> Image:
+    """Entry k holds the profile at u alphas from its centre, where u / (1 + u) = k / steps."""
+    part = np.arange(_TABLE_STEPS, dtype=np.float32) / np.float32(_TABLE_STEPS)
+    table = (1.0 + (part / (1.0 - part)) ** 2) ** np.float32(-beta)
+    return np.append(table, np.float32(0.0))
 
 
 def draw_psf(rng: np.random.Generator, fwhm_px: float) -> Psf:

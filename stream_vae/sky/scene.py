@@ -70,11 +70,12 @@ class Transients:
     x, y : ndarray
         Positions in pixels at mid-exposure.
     flux : ndarray
-        Fluxes in electrons, beyond what the template has there.
+        Fluxes in electrons, beyond what the template has there: negative for what has faded, which only the template
+        has.
     trail_x, trail_y : ndarray
         Motion during the exposure in pixels, short against the profile; zero unless `kind` is "asteroid".
     kind : ndarray of str
-        "transient", "variable" (on a star) or "asteroid".
+        "transient", "variable" (on a star), "asteroid" or "fading".
     """
 
     x: Floats
@@ -98,7 +99,7 @@ class Scene:
     galaxies : Galaxies
         Hosts and others.
     transients : Transients
-        What the template does not have.
+        What only one of the two images has.
     """
 
     side: int
@@ -119,7 +120,7 @@ def draw_scene(rng: np.random.Generator, conditions: Conditions, side: int, n_tr
     side : int
         Pixels along each axis.
     n_transients : int
-        Number of injected sources.
+        Number of injected sources that have brightened; those that have faded come on top.
 
     Returns
     -------
@@ -129,7 +130,12 @@ def draw_scene(rng: np.random.Generator, conditions: Conditions, side: int, n_tr
     stars = _draw_stars(rng, conditions, side)
     galaxies = _draw_galaxies(rng, conditions, side)
     x, y = draw_positions(rng, n_transients, side, stars, galaxies)
-    return Scene(side, stars, galaxies, _draw_transients(rng, conditions, stars, x, y))
+    transients = _draw_transients(rng, conditions, stars, x, y)
+    n_faded = round(n_transients * conditions.fading / (1.0 - conditions.fading))
+    if n_faded:
+        x, y = draw_positions(rng, n_faded, side, stars, galaxies)
+        transients = _joined(transients, _draw_faded(rng, conditions, stars, x, y))
+    return Scene(side, stars, galaxies, transients)
 
 
 def power_law(rng: np.random.Generator, n: int, low: float, high: float, slope: float) -> Floats:
@@ -240,6 +246,20 @@ def _draw_transients(
     length = np.where(moving, rng.uniform(0.0, 0.35, n) * conditions.science_psf.fwhm_px, 0.0)
     angle = rng.uniform(0, 2 * np.pi, n)
     return Transients(x, y, _transient_flux(rng, conditions, n), length * np.cos(angle), length * np.sin(angle), kind)
+
+
+def _draw_faded(rng: np.random.Generator, conditions: Conditions, stars: Stars, x: Floats, y: Floats) -> Transients:
+    """Stars that were brighter, and transients that are gone; asteroids do not stay in a stack."""
+    n = len(x)
+    variable = (rng.uniform(size=n) < 0.3) & bool(len(stars.x))
+    star = rng.integers(max(len(stars.x), 1), size=n)
+    x[variable], y[variable] = stars.x[star[variable]], stars.y[star[variable]]
+    still = np.zeros(n)
+    return Transients(x, y, -_transient_flux(rng, conditions, n), still, still, np.full(n, "fading", dtype="<U12"))
+
+
+def _joined(one: Transients, other: Transients) -> Transients:
+    return Transients(**{name: np.concatenate([value, vars(other)[name]]) for name, value in vars(one).items()})
 
 
 def _transient_flux(rng: np.random.Generator, conditions: Conditions, n: int) -> Floats:

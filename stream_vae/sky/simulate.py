@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from stream_vae.sky.conditions import Conditions, draw_conditions
+from stream_vae.sky.conditions import FADING, Conditions, draw_conditions
 from stream_vae.sky.detection import Candidates, detect, is_ambiguous
 from stream_vae.sky.differencing import Difference, subtract
 from stream_vae.sky.exposure import expose_science, expose_template
@@ -19,17 +19,21 @@ from stream_vae.sky.parallel import map_in_order
 from stream_vae.sky.psf import Image
 from stream_vae.sky.scene import Transients, draw_scene
 
-REAL_KINDS = ("transient", "variable", "asteroid")
-BOGUS_KINDS = ("cosmic_ray", "hot_pixel", "bad_column", "trail", "bleed", "edge", "dipole", "noise")
+REAL_KINDS = ("transient", "variable", "asteroid", "fading")
+_OF_DETECTORS = ("cosmic_ray", "hot_pixel", "bad_column", "trail", "bleed", "edge")
+BOGUS_KINDS = (*_OF_DETECTORS, "spike", "ghost", "dipole", "noise")
 
 _FIELD_PX = 256
 """Side of the searched field. Small, so that some thousand stamps come from many different images."""
 
 _TRANSIENTS_PER_FIELD = 18
-"""With the caps below this makes about 30 to 40% of the detections real."""
+"""That have brightened. With those that have faded and the caps below about 30 to 40% of the detections are real."""
 
-_CAP_PER_KIND = {"dipole": 8, "noise": 5, "trail": 4, "bleed": 4, "edge": 4, "bad_column": 3}
-"""At most so many of a kind are kept from one image, so that one bad registration does not fill the set."""
+MOST_FADING = 0.9
+"""Nine that have faded for each that has brightened: the latter are as many as ever."""
+
+_CAP_PER_KIND = {"dipole": 8, "noise": 5, "trail": 4, "bleed": 4, "edge": 4, "bad_column": 3, "spike": 3, "ghost": 2}
+"""At most so many of a kind and sign are kept from one image, so that one bad registration does not fill the set."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,16 @@ class SimulatedStamps:
     kinds : ndarray of str, (n,)
         One of `REAL_KINDS` or `BOGUS_KINDS`.
     snr : ndarray of float32, (n,)
-        Signal to noise of the detected pixel.
+        Signal to noise of the detected pixel, positive also where that is a negative peak.
+    positive : ndarray of bool, (n,)
+        False for a negative peak, where the template is the brighter one. Stamps are of science minus template all the
+        same, as LSST's are; ZTF's are of template minus science there, so that their peaks are always positive.
     x, y : ndarray of float32, (n,)
         The detected pixel in its image.
     ra_deg, dec_deg : ndarray of float64, (n,)
         Its position on the sky, ICRS.
     mag : ndarray of float32, (n,)
-        AB magnitude of the best-fitting profile; NaN where its flux is not positive.
+        AB magnitude of the best-fitting profile's flux, of either sign; NaN where that sign is not the peak's.
     midpoint_mjd : ndarray of float64, (n,)
         Mid-exposure, TAI.
     """
@@ -66,6 +73,7 @@ class SimulatedStamps:
     groups: npt.NDArray[np.int32]
     kinds: npt.NDArray[np.str_]
     snr: Image
+    positive: npt.NDArray[np.bool_]
     x: Image
     y: Image
     ra_deg: npt.NDArray[np.float64]
@@ -105,6 +113,7 @@ def simulate_stamps(
     size: int = 21,
     seed: int = 0,
     real_fraction: float | None = None,
+    fading: float | None = None,
     like: Likeness | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -124,6 +133,9 @@ def simulate_stamps(
         Fixes everything.
     real_fraction : float, optional
         Share of real ones. By default what the detection gives, which is 30 to 40%.
+    fading : float, optional
+        Share of the injected sources that have faded, by default `conditions.FADING`. With it negative peaks are
+        detected, bogus ones too; at 0 none are.
     like : Likeness, optional
         From `stream_vae.sky.match`: stamps like a user's own, rather than those of any instrument. Some ten times as
         slow, because it throws away what does not look alike.
@@ -141,13 +153,15 @@ def simulate_stamps(
     Raises
     ------
     ValueError
-        `n`, `size`, `real_fraction` or `workers` make no sense.
+        `n`, `size`, `real_fraction`, `fading` or `workers` make no sense, or `fading` is given with `like`.
     """
     if n < 1:
         raise ValueError(f"n must be positive, not {n}")
     parts: list[SimulatedStamps] = []
     done = 0
-    for part in simulate_images(n, size=size, seed=seed, real_fraction=real_fraction, like=like, workers=workers):
+    for part in simulate_images(
+        n, size=size, seed=seed, real_fraction=real_fraction, fading=fading, like=like, workers=workers
+    ):
         parts.append(part)
         done += len(part)
         if progress is not None:
@@ -161,6 +175,7 @@ def simulate_images(
     size: int = 21,
     seed: int = 0,
     real_fraction: float | None = None,
+    fading: float | None = None,
     like: Likeness | None = None,
     workers: int = 1,
 ) -> Iterator[SimulatedStamps]:
@@ -176,6 +191,8 @@ def simulate_images(
         Fixes everything.
     real_fraction : float, optional
         Share of real ones among the `n`.
+    fading : float, optional
+        Share of fading sources, as `simulate_stamps` has it.
     like : Likeness, optional
         What they have to be like, as `simulate_stamps` has it.
     workers : int
@@ -189,14 +206,15 @@ def simulate_images(
     Raises
     ------
     ValueError
-        `size`, `real_fraction` or `workers` make no sense.
+        `size`, `real_fraction`, `fading` or `workers` make no sense, or `fading` is given with `like`.
     """
     if size < 3 or size % 2 == 0:
         raise ValueError(f"size must be odd and at least 3, not {size}")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     missing = _wanted(n, real_fraction)
-    pairs = map_in_order(partial(simulate_pair, seed, size, like), count(), workers)
+    fading = _checked_fading(fading, like)
+    pairs = map_in_order(partial(simulate_pair, seed, size, like, fading=fading), count(), workers)
     with closing(pairs):
         while n > 0:
             part = next(pairs)
@@ -204,6 +222,16 @@ def simulate_images(
             yield part
             missing = missing - np.bincount(part.labels, minlength=2)
             n -= len(part)
+
+
+def _checked_fading(fading: float | None, like: Likeness | None) -> float:
+    if fading is None:
+        return FADING
+    if like is not None:
+        raise ValueError("fading must be left out with like, which has its own")
+    if not 0.0 <= fading <= MOST_FADING:
+        raise ValueError(f"fading must be between 0 and {MOST_FADING}, not {fading}")
+    return fading
 
 
 def _wanted(n: int, real_fraction: float | None) -> npt.NDArray[np.int64]:
@@ -225,7 +253,9 @@ def _keep(labels: npt.NDArray[np.int8], missing: npt.NDArray[np.int64], total: i
     return keep
 
 
-def simulate_pair(seed: int, size: int, like: Likeness | None, group: int) -> SimulatedStamps:
+def simulate_pair(
+    seed: int, size: int, like: Likeness | None, group: int, *, fading: float = FADING
+) -> SimulatedStamps:
     """Simulate one image pair.
 
     Parameters
@@ -238,6 +268,8 @@ def simulate_pair(seed: int, size: int, like: Likeness | None, group: int) -> Si
         What the stamps have to be like.
     group : int
         Number of the pair.
+    fading : float
+        Share of the injected sources that have faded; `like` has its own.
 
     Returns
     -------
@@ -245,13 +277,15 @@ def simulate_pair(seed: int, size: int, like: Likeness | None, group: int) -> Si
         Those of the pair, in random order; there may be none.
     """
     rng = np.random.default_rng((seed, group))
-    field = _expose_field(rng, draw_pair_conditions(rng, like), size)
+    field = _expose_field(rng, draw_pair_conditions(rng, like, fading), size)
     candidates = _choose(rng, field.candidates)
     stamps = _cut(rng, field.conditions, field.difference, candidates, size=size, group=group)
     return stamps if like is None else _take(stamps, like.passes(rng, stamps.stamps[..., 0]))
 
 
-def simulate_field(seed: int, group: int, *, size: int = 21, like: Likeness | None = None) -> Field:
+def simulate_field(
+    seed: int, group: int, *, size: int = 21, like: Likeness | None = None, fading: float = FADING
+) -> Field:
     """Simulate the image pair that the stamps of a group are cut from.
 
     Parameters
@@ -264,6 +298,8 @@ def simulate_field(seed: int, group: int, *, size: int = 21, like: Likeness | No
         Pixels along each side of those stamps: it decides how far from the border detections may be.
     like : Likeness, optional
         As for `simulate_stamps`.
+    fading : float
+        As for `simulate_stamps`; `like` has its own.
 
     Returns
     -------
@@ -271,7 +307,7 @@ def simulate_field(seed: int, group: int, *, size: int = 21, like: Likeness | No
         Images, what was injected, and all that was detected.
     """
     rng = np.random.default_rng((seed, group))
-    return _expose_field(rng, draw_pair_conditions(rng, like), size)
+    return _expose_field(rng, draw_pair_conditions(rng, like, fading), size)
 
 
 def _expose_field(rng: np.random.Generator, conditions: Conditions, size: int) -> Field:
@@ -284,7 +320,7 @@ def _expose_field(rng: np.random.Generator, conditions: Conditions, size: int) -
     return Field(conditions, scene.transients, difference, detect(conditions, difference, scene.transients, margin))
 
 
-def draw_pair_conditions(rng: np.random.Generator, like: Likeness | None) -> Conditions:
+def draw_pair_conditions(rng: np.random.Generator, like: Likeness | None, fading: float = FADING) -> Conditions:
     """Draw the conditions of one pair: the first thing that its random numbers are used for.
 
     Parameters
@@ -293,13 +329,15 @@ def draw_pair_conditions(rng: np.random.Generator, like: Likeness | None) -> Con
         The pair's.
     like : Likeness or None
         None: any instrument's.
+    fading : float
+        Share of the injected sources that have faded; `like` has its own.
 
     Returns
     -------
     Conditions
         Of the pair.
     """
-    return draw_conditions(rng) if like is None else like.draw(rng)
+    return draw_conditions(rng, fading) if like is None else like.draw(rng)
 
 
 def _choose(rng: np.random.Generator, candidates: Candidates) -> Candidates:
@@ -308,7 +346,9 @@ def _choose(rng: np.random.Generator, candidates: Candidates) -> Candidates:
     order = order[~is_ambiguous(candidates.kind[order])]
     keep = np.ones(len(order), np.bool_)
     for kind, cap in _CAP_PER_KIND.items():
-        keep[np.flatnonzero(candidates.kind[order] == kind)[cap:]] = False
+        for positive in (True, False):
+            of_both = (candidates.kind[order] == kind) & (candidates.positive[order] == positive)
+            keep[np.flatnonzero(of_both)[cap:]] = False
     order = order[keep]
     return Candidates(**{name: value[order] for name, value in vars(candidates).items()})
 
@@ -322,7 +362,8 @@ def _cut(
     size: int,
     group: int,
 ) -> SimulatedStamps:
-    row, column, flux = candidates.row, candidates.column, candidates.flux
+    row, column = candidates.row, candidates.column
+    flux = np.where(candidates.positive, candidates.flux, -candidates.flux)
     offset = np.arange(size) - size // 2
     pixels = (row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :])
     gain = np.float32(conditions.gain_e_adu)
@@ -341,6 +382,7 @@ def _cut(
         groups=np.full(len(row), group, np.int32),
         kinds=candidates.kind,
         snr=candidates.snr,
+        positive=candidates.positive,
         x=column.astype(np.float32),
         y=row.astype(np.float32),
         ra_deg=ra_deg,

@@ -28,7 +28,14 @@ def _run(**options: object) -> None:
     simulate(
         **(
             defaults
-            | {"all_cutouts": False, "real_fraction": None, "like": None, "form": "candidate", "as_json": True}
+            | {
+                "all_cutouts": False,
+                "real_fraction": None,
+                "fading": None,
+                "like": None,
+                "form": "candidate",
+                "as_json": True,
+            }
             | options
         )
     )
@@ -76,7 +83,14 @@ def test_stamps_can_be_found_again_in_the_images_they_are_cut_from(tmp_path: Pat
         assert np.array_equal(image[y - 10 : y + 11, x - 10 : x + 11], stamp[..., 0], equal_nan=True)
         assert (int(detected[x, y]["label"]), detected[x, y]["kind"]) == (label, kind)
     with (tmp_path / "fields" / "00000-injected.csv").open() as file:
-        assert {line["kind"] for line in csv.DictReader(file)} <= {"transient", "variable", "asteroid"}
+        assert {line["kind"] for line in csv.DictReader(file)} <= {"transient", "variable", "asteroid", "fading"}
+
+
+def test_fading_sources_can_be_left_out(tmp_path: Path) -> None:
+    _run(out=tmp_path / "some.npz", fading=0.0)
+    with np.load(tmp_path / "some.npz") as file:
+        assert file["positive"].all()
+        assert "fading" not in file["kinds"]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +100,7 @@ def test_stamps_can_be_found_again_in_the_images_they_are_cut_from(tmp_path: Pat
         ({"out": Path("a.npz"), "alerts": Path("b")}, "--out"),
         ({"out": Path("a.npz"), "size": 20}, "--size 20"),
         ({"out": Path("a.csv")}, "--out a.csv"),
+        ({"out": Path("a.npz"), "like": Path("c.npy"), "fading": 0.2}, "--fading"),
         ({"alerts": Path("b"), "like": Path("c.npy")}, "--like"),
         ({"out": Path("a.npz"), "like": Path("absent.npy")}, "--like absent.npy"),
     ],

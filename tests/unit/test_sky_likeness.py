@@ -81,6 +81,17 @@ def test_the_number_of_workers_changes_nothing(sharp: Conditions) -> None:
         assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_fading_sources_are_simulated_for_those_who_alert_on_them(
+    sign: int, instrument: SimulatedStamps, monkeypatch
+) -> None:
+    monkeypatch.setattr(matching, "_PAIRS", 4)
+    monkeypatch.setattr(matching, "_ROUNDS", 1)
+    positive = instrument.stamps[instrument.positive]
+    like = match(sign * positive[:60], seed=2)
+    assert all((conditions.fading > 0) == (sign < 0) for conditions in like.conditions)
+
+
 def test_matching_finds_the_width_of_the_profile(instrument: SimulatedStamps, monkeypatch) -> None:
     monkeypatch.setattr(matching, "_PAIRS", 20)
     monkeypatch.setattr(matching, "_ROUNDS", 2)

@@ -62,9 +62,11 @@ def test_every_field_of_the_profile_is_there(shape: str, packets: list[Simulated
         assert value is not None
 
 
-def test_cutouts_hold_the_simulated_pixels() -> None:
-    stamps = simulate_stamps(5, size=63, seed=9)
-    for i, packet in enumerate(simulate_packets(5, shape="ztf", seed=9)):
+def test_cutouts_hold_the_simulated_pixels_and_negative_peaks_are_of_template_minus_science() -> None:
+    stamps = simulate_stamps(9, size=63, seed=9)
+    assert set(stamps.positive.tolist()) == {True, False}
+    for i, packet in enumerate(simulate_packets(9, shape="ztf", seed=9)):
+        stamps.stamps[i, :, :, 0] *= 1 if stamps.positive[i] else -1
         alert = _alert(packet.packet)
         for channel, name in enumerate(("cutoutDifference", "cutoutScience", "cutoutTemplate")):
             with fits.open(io.BytesIO(gzip.decompress(alert[name]["stampData"]))) as hdus:
@@ -90,6 +92,14 @@ def test_with_a_schema_id_the_packet_has_confluents_wire_format(shape: str, pack
     assert not body.read()
     expected = _alert(packets[0].packet)
     assert json.dumps(alert, default=repr) == json.dumps(expected, default=repr)
+
+
+def test_the_alert_says_whether_its_peak_is_positive() -> None:
+    stamps = simulate_stamps(30, seed=3, size=21)
+    packets = simulate_packets(30, shape="ztf", seed=3, size=21)
+    said = [_alert(packet.packet)["candidate"]["isdiffpos"] for packet in packets]
+    assert said == ["t" if positive else "f" for positive in stamps.positive]
+    assert set(said) == {"t", "f"}
 
 
 def test_only_moving_objects_have_a_solar_system_match() -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import rankdata
-from stream_vae.sky import BOGUS_KINDS, REAL_KINDS, SimulatedStamps, simulate_stamps
+from stream_vae.sky import BOGUS_KINDS, REAL_KINDS, Likeness, SimulatedStamps, simulate_stamps
+from stream_vae.sky.artefacts import Cause
 from stream_vae.sky.conditions import Conditions, draw_conditions
 from stream_vae.sky.detection import THRESHOLD, Candidates, detect
 from stream_vae.sky.differencing import Difference, subtract
 from stream_vae.sky.exposure import expose_science, expose_template
+from stream_vae.sky.optics import add_ghosts, add_spikes
 from stream_vae.sky.psf import Psf, add_points
-from stream_vae.sky.scene import Scene, draw_scene
+from stream_vae.sky.scene import Scene, Stars, draw_scene
 from stream_vae.sky.simulate import simulate_images
 
 SIDE = 300
@@ -139,7 +141,8 @@ def test_progress_ends_with_all_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"n": 0}, {"n": 5, "size": 20}, {"n": 5, "real_fraction": 1.5}, {"n": 5, "workers": 0}]
+    "wrong",
+    [{"n": 0}, {"n": 5, "size": 20}, {"n": 5, "real_fraction": 1.5}, {"n": 5, "workers": 0}, {"n": 5, "fading": 0.95}],
 )
 def test_arguments_without_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="must be"):
@@ -175,7 +178,7 @@ def test_without_injected_light_nothing_is_real() -> None:
     for seed in range(4):
         conditions = draw_conditions(np.random.default_rng(seed))
         scene = draw_scene(np.random.default_rng(seed), conditions, SIDE, 18)
-        dark = replace(scene, transients=replace(scene.transients, flux=np.zeros(18)))
+        dark = replace(scene, transients=replace(scene.transients, flux=np.zeros_like(scene.transients.flux)))
         _, candidates = _search(seed, conditions, dark)
         assert len(candidates.real) > 0
         assert not candidates.real.any()
@@ -240,7 +243,7 @@ def _auc(real: np.ndarray, bogus: np.ndarray) -> float:
 def test_neither_the_template_nor_the_position_tells_a_transient_from_a_hit(stamps: SimulatedStamps) -> None:
     """Hits of single pixels come in galaxies and near stars as often as transients do."""
     transient = np.isin(stamps.kinds, ["transient", "asteroid"])
-    hit = np.isin(stamps.kinds, ["cosmic_ray", "hot_pixel"])
+    hit = np.isin(stamps.kinds, ["cosmic_ray", "hot_pixel"]) & stamps.positive
     template = stamps.stamps[..., 2]
     noise = np.nanmedian(np.abs(template - np.nanmedian(template, axis=(1, 2), keepdims=True)), axis=(1, 2))
     centre = np.nanmean(template[:, 8:13, 8:13], axis=(1, 2)) - np.nanmedian(template, axis=(1, 2))
@@ -271,8 +274,109 @@ def test_the_noise_of_a_stamp_is_known_wherever_its_pixels_are(stamps: Simulated
 
 def test_the_detected_pixel_has_its_signal_to_noise_up_to_the_scale_of_the_noise_map(stamps: SimulatedStamps) -> None:
     """Half of the images are searched with a matched filter, which sees more than the pixel has."""
-    centre = stamps.stamps[:, 10, 10, 0] / stamps.noise[:, 10, 10, 0]
+    centre = np.where(stamps.positive, 1, -1) * stamps.stamps[:, 10, 10, 0] / stamps.noise[:, 10, 10, 0]
     assert np.corrcoef(np.log(np.maximum(centre, 1.0)), np.log(stamps.snr))[0, 1] > 0.8
+
+
+def test_what_has_faded_is_found_as_a_negative_peak() -> None:
+    found = []
+    for seed in range(4):
+        conditions = draw_conditions(np.random.default_rng(seed), fading=0.5)
+        scene = draw_scene(np.random.default_rng(seed), conditions, SIDE, 18)
+        faded = scene.transients.flux < 0
+        assert faded.sum() == 18
+        assert np.all((scene.transients.kind == "fading") == faded)
+        difference, candidates = _search(seed, conditions, scene)
+        real = np.flatnonzero(candidates.real)
+        assert np.array_equal(candidates.kind[real] == "fading", ~candidates.positive[real])
+        sign = np.where(candidates.positive, 1, -1)[real]
+        assert np.all(sign * difference.image[candidates.row, candidates.column][real] > 0)
+        assert candidates.snr.min() > THRESHOLD
+        found += candidates.kind[real].tolist()
+    assert found.count("fading") > 15
+
+
+def test_only_the_template_has_what_has_faded() -> None:
+    conditions = replace(draw_conditions(np.random.default_rng(5), fading=0.5), registration_x=0.0, registration_y=0.0)
+    scene = draw_scene(np.random.default_rng(5), conditions, SIDE, 18)
+    gone = scene.transients.flux < 0
+    bright = replace(scene, transients=replace(scene.transients, flux=np.where(gone, -1e6, 0.0)))
+    dark = replace(scene, transients=replace(scene.transients, flux=np.zeros(36)))
+    row, column = np.rint(scene.transients.y[gone]).astype(int), np.rint(scene.transients.x[gone]).astype(int)
+    inside = (np.minimum(row, column) > 5) & (np.maximum(row, column) < SIDE - 5)
+    for expose, there in ((expose_science, False), (expose_template, True)):
+        one, other = (expose(np.random.default_rng(1), conditions, sky).image for sky in (bright, dark))
+        assert bool(np.median((one - other)[row[inside], column[inside]]) > 1e3) == there
+
+
+def test_without_fading_sources_nobody_looks_for_negative_peaks() -> None:
+    assert simulate_stamps(60, seed=3, fading=0.0).positive.all()
+
+
+def test_a_negative_peak_does_not_say_that_it_is_real(stamps: SimulatedStamps) -> None:
+    real = [stamps.labels[stamps.positive == sign].mean() for sign in (True, False)]
+    assert 0.2 < min(real) < max(real) < 0.5
+    negative = stamps.kinds[~stamps.positive]
+    assert {"fading", "dipole", "hot_pixel", "cosmic_ray", "noise"} <= set(negative.tolist())
+
+
+def test_only_real_negative_peaks_are_fading_sources(stamps: SimulatedStamps) -> None:
+    assert np.array_equal(stamps.kinds == "fading", (stamps.labels == 1) & ~stamps.positive)
+
+
+def test_a_magnitude_is_that_of_the_flux_without_its_sign(stamps: SimulatedStamps) -> None:
+    assert np.isfinite(stamps.mag[stamps.kinds == "fading"]).mean() > 0.97  # not where something bright lies beside it
+
+
+def test_fading_is_left_to_the_likeness() -> None:
+    with pytest.raises(ValueError, match="left out with like"):
+        simulate_stamps(5, fading=0.1, like=Likeness((), np.zeros(0), None, 1.0))
+
+
+def _vanes(turn: float = 0.0) -> Conditions:
+    conditions = draw_conditions(np.random.default_rng(1))
+    spikes = {"spike_share": 0.01, "spike_length_px": 10.0, "spike_angle_rad": 0.0, "spike_turn_rad": turn}
+    return replace(conditions, science_psf=Psf(4.0, 3.0), template_psf=Psf(3.5, 3.0), **spikes)
+
+
+@pytest.mark.parametrize(("in_template", "turned"), [(False, False), (True, True)])
+def test_a_bright_star_has_four_spikes_and_the_template_its_own(in_template: bool, turned: bool) -> None:
+    conditions = _vanes(turn=np.pi / 4)
+    star, faint = (Stars(np.full(1, 60.0), np.full(1, 60.0), np.full(1, flux)) for flux in (1e8, 1e3))
+    image, marks = np.zeros((121, 121), np.float32), np.zeros((121, 121), np.uint8)
+    add_spikes(conditions, star, (0.0, 0.0), image, marks, in_template=in_template)
+    straight = [image[60, 90], image[60, 30], image[30, 60], image[90, 60]]
+    diagonal = [image[60 + d, 60 + e] for d in (-21, 21) for e in (-21, 21)]
+    on, off = (diagonal, straight) if turned else (straight, diagonal)
+    assert min(on) > conditions.science_sky_noise_e
+    assert max(off) < 0.1 * min(on)
+    assert (marks[60, 90] == Cause.SPIKE) == (not turned)
+    assert image[60, 60] < image.max()  # the star itself is the profile's
+    before = image.copy()
+    add_spikes(conditions, faint, (0.0, 0.0), image, marks, in_template=in_template)
+    assert np.array_equal(image, before)
+
+
+def test_spikes_have_no_more_than_their_share_of_the_light() -> None:
+    conditions = replace(_vanes(), science_background_e=1.0, read_noise_e=0.1)
+    star = Stars(np.full(1, 200.0), np.full(1, 200.0), np.full(1, 1e8))
+    image = np.zeros((401, 401), np.float32)
+    add_spikes(conditions, star, (0.0, 0.0), image, np.zeros(image.shape, np.uint8))
+    assert 0.4e6 < image.sum() < 1.05e6
+
+
+def test_a_ghost_is_a_ring_that_is_marked() -> None:
+    conditions = replace(_vanes(), science_psf=Psf(2.0, 3.0))
+    for seed in range(40):
+        image, marks = np.zeros((301, 301), np.float32), np.zeros((301, 301), np.uint8)
+        add_ghosts(np.random.default_rng(seed), conditions, image, marks)
+        lit = image > 0
+        if lit.sum() > 200 and not (lit[[0, -1]].any() or lit[:, [0, -1]].any()):
+            break
+    assert set(np.unique(marks).tolist()) == {0, Cause.GHOST}
+    assert lit[marks == Cause.GHOST].all()
+    y, x = (round(float(axis.mean())) for axis in np.nonzero(lit))
+    assert not lit[y, x]  # the hole of the secondary mirror
 
 
 def test_points_have_their_flux_and_their_place() -> None:
