@@ -170,7 +170,7 @@ def _brightest_near(
     offset = np.arange(-2, 3)
     boxes = image[row[:, None, None] + offset[None, :, None], column[:, None, None] + offset[None, None, :]]
     boxes = sign[:, None, None] * boxes
-    best = np.argmax(np.where(np.isnan(boxes), -np.inf, boxes).reshape(len(row), -1), axis=1)
+    best = np.argmax(np.where(np.isnan(boxes), -np.inf, boxes).reshape(len(row), offset.size**2), axis=1)
     return row + offset[best // 5], column + offset[best % 5]
 
 

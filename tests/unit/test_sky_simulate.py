@@ -184,6 +184,16 @@ def test_without_injected_light_nothing_is_real() -> None:
         assert not candidates.real.any()
 
 
+@pytest.mark.parametrize("on_peak", [False, True])
+def test_an_image_in_which_nothing_stands_out_has_no_candidates(on_peak: bool) -> None:
+    """A simulation of 30,000 stamps met such an image, and ended there."""
+    conditions = replace(draw_conditions(np.random.default_rng(1)), centre_on_peak=on_peak)
+    scene = draw_scene(np.random.default_rng(1), conditions, SIDE, 18)
+    difference, _ = _search(1, conditions, scene)
+    empty = replace(difference, image=np.zeros_like(difference.image))
+    assert len(detect(conditions, empty, scene.transients, MARGIN).real) == 0
+
+
 def test_what_is_in_both_images_is_subtracted() -> None:
     """Stars of a hundred sigma a pixel vanish to within their own noise if nothing is wrong with the pipeline."""
     conditions = replace(
