@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from stream_vae.learning import baselines, few_labels, measures
 from stream_vae.learning.batches import orientations
-from stream_vae.learning.data import simulated
+from stream_vae.learning.data.source import simulated
+from stream_vae.learning.data.stampfile import stamps_from_file
+from stream_vae.learning.data.stamps import REAL, UNKNOWN, StampSet, read_stamps
 from stream_vae.learning.fit import fit_model
 from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, load_recipe
 from stream_vae.learning.representation import Representation, of_model
-from stream_vae.learning.stampfile import stamps_from_file
-from stream_vae.learning.stamps import REAL, UNKNOWN, StampSet, read_stamps
 from stream_vae.learning.train import ADDED_SEED, balanced
 
 Array = NDArray[np.float32]

@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from stream_vae.errors import ConfigError, StreamVaeError
 from stream_vae.learning.course import fingerprint
-from stream_vae.learning.data import open_source
+from stream_vae.learning.data.source import open_source
+from stream_vae.learning.data.split import Split, split_by_group
+from stream_vae.learning.data.stamps import BOGUS, REAL, UNKNOWN, StampSet, read_stamps
 from stream_vae.learning.evaluate import Parts, fit_baselines, provenance, study_on
 from stream_vae.learning.fit import decode, fit_model
 from stream_vae.learning.merits import LEAST_OF_A_CLASS, MOST_PROBED, judge
@@ -31,8 +33,6 @@ from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, build_recipe, load_recipe
 from stream_vae.learning.report import write_evaluation
 from stream_vae.learning.representation import of_model
-from stream_vae.learning.split import Split, split_by_group
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, ModelView, view_of
 
 # The paper's setting says batch 128, Nadam at 1e-4 and tens of thousands of steps. A small set has few steps an epoch:

@@ -50,8 +50,8 @@ def inject(
         stream-vae inject --science new.fits --template ref.fits --rounds 5 --out stamps.npz --truth truth.csv
     """
     from stream_vae.learning.progress import reporter
-    from stream_vae.sky.inject_files import inject_into_files
-    from stream_vae.sky.injection_plan import Plan
+    from stream_vae.sky.injection.files import inject_into_files
+    from stream_vae.sky.injection.plan import Plan
 
     plan = Plan(
         per_image=per_image,

@@ -154,7 +154,7 @@ def _write_stamps(
 
 
 def _matched(file: Path, size: int, workers: int) -> "Likeness":
-    from stream_vae.learning.stampfile import check_stamps
+    from stream_vae.learning.data.stampfile import check_stamps
     from stream_vae.sky import match
 
     if not file.is_file():

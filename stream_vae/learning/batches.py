@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_vae.learning.stamps import StampSet
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.model.backend import keras
 
 Array = NDArray[np.float32]

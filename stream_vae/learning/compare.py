@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.data import open_source
+from stream_vae.learning.data.source import open_source
+from stream_vae.learning.data.stamps import read_stamps
 from stream_vae.learning.encode import EVALUATION_SEED
-from stream_vae.learning.stamps import read_stamps
 from stream_vae.model.reconstruct import DECODER, Reconstructor
 from stream_vae.model.release import REFERENCE, Preprocessing, Release
 from stream_vae.stages.encode import Encoder

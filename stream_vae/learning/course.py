@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.recipe import Recipe
-from stream_vae.learning.stamps import StampSet
 
 CHECKPOINT = "checkpoint.npz"
 _FORMAT = 1

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.data import open_source
+from stream_vae.learning.data.source import open_source
+from stream_vae.learning.data.stamps import StampSource
 from stream_vae.learning.progress import Reporter, reporter
-from stream_vae.learning.stamps import StampSource
 from stream_vae.model.release import Release
 from stream_vae.model.store import ReleaseStore
 from stream_vae.stages.encode import Encoder

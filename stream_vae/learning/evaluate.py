@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
 from stream_vae.learning import baselines as linear
-from stream_vae.learning.data import open_source
+from stream_vae.learning.data.source import open_source
+from stream_vae.learning.data.split import split_by_group
+from stream_vae.learning.data.stamps import BOGUS, REAL, UNKNOWN, StampSet, read_stamps
 from stream_vae.learning.encode import EVALUATION_SEED
 from stream_vae.learning.merits import LEAST_OF_A_CLASS, judge
 from stream_vae.learning.progress import Reporter, reporter
@@ -27,8 +29,6 @@ from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.report import write_evaluation
 from stream_vae.learning.report.training import read_history
 from stream_vae.learning.representation import Representation, of_release
-from stream_vae.learning.split import split_by_group
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, ModelView, Rows, Study, measure, reference_pca, view_of
 from stream_vae.model.release import REFERENCE, Preprocessing, Release
 from stream_vae.model.store import ReleaseStore

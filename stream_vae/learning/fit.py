@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from stream_vae.errors import ConfigError
 from stream_vae.learning.batches import Batches, inputs_of, orientations
 from stream_vae.learning.course import Checkpoint, Course, assign, fingerprint
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.recipe import Recipe
 from stream_vae.learning.reference import leading_directions
-from stream_vae.learning.stamps import StampSet
 from stream_vae.learning.together import batches_together, take_stacks
 from stream_vae.model.autoencoder import Autoencoder
 from stream_vae.model.backend import full_precision, keras

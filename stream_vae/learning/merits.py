@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
 from stream_vae.learning import few_labels, measures
+from stream_vae.learning.data.stamps import REAL
 from stream_vae.learning.progress import Reporter, silent
 from stream_vae.learning.representation import sampled
 from stream_vae.learning.resample import Resamples, resample
-from stream_vae.learning.stamps import REAL
 from stream_vae.learning.study import ModelView, Rows, Study, latent_merits, negative_log_likelihood
 
 Array = NDArray[np.float32]

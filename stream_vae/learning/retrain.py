@@ -20,9 +20,9 @@ from stream_vae import assembly
 from stream_vae.alert import FloatArray
 from stream_vae.errors import ConfigError
 from stream_vae.learning.compare import look
+from stream_vae.learning.data.stamps import CHUNK, UNKNOWN, Chunk, StampSource
 from stream_vae.learning.measures import active_units
 from stream_vae.learning.recipe import Recipe, build_recipe, load_recipe
-from stream_vae.learning.stamps import CHUNK, UNKNOWN, Chunk, StampSource
 from stream_vae.model.reconstruct import DECODER
 from stream_vae.model.release import Release, ReleaseCard
 from stream_vae.model.store import ReleaseStore

@@ -34,12 +34,12 @@ from numpy.typing import NDArray
 
 from stream_vae.alert import Codes
 from stream_vae.errors import ConfigError
-from stream_vae.learning.alerts import stamps_from_alerts
-from stream_vae.learning.data import open_source
+from stream_vae.learning.data.alerts import stamps_from_alerts
+from stream_vae.learning.data.source import open_source
+from stream_vae.learning.data.stampfile import stamps_from_file
+from stream_vae.learning.data.stamps import StampSource
 from stream_vae.learning.encode import EVALUATION_SEED
 from stream_vae.learning.progress import Reporter, reporter
-from stream_vae.learning.stampfile import stamps_from_file
-from stream_vae.learning.stamps import StampSource
 from stream_vae.model.release import Release
 from stream_vae.model.store import ReleaseStore
 from stream_vae.quality import describe

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.learning import measures
+from stream_vae.learning.data.stamps import BOGUS, REAL, UNKNOWN
 from stream_vae.learning.representation import Representation, sampled
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN
 
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]

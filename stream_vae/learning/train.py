@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from stream_vae.errors import ConfigError
 from stream_vae.learning.classifier import Posterior, Scorer, fit_scorer
 from stream_vae.learning.course import write_history
-from stream_vae.learning.data import open_source, simulated
+from stream_vae.learning.data.source import open_source, simulated
+from stream_vae.learning.data.split import Split, split_by_group, split_by_hash
+from stream_vae.learning.data.stamps import BOGUS, REAL, UNKNOWN, StampSet, StampSource, Thinning, read_stamps
 from stream_vae.learning.export import export_networks
 from stream_vae.learning.fit import Fit, decode, encode, fit_model, model_inputs
 from stream_vae.learning.positive_unlabelled import check_labels, fit_positive_unlabelled, measure_positive_unlabelled
@@ -22,8 +24,6 @@ from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, load_recipe
 from stream_vae.learning.reference import write_reference
 from stream_vae.learning.report import write_report
-from stream_vae.learning.split import Split, split_by_group, split_by_hash
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN, StampSet, StampSource, Thinning, read_stamps
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, measure_scores, study_of
 from stream_vae.model.release import REFERENCE, ReleaseCard
 from stream_vae.model.store import ReleaseStore, write_release

@@ -22,11 +22,11 @@ from stream_vae.alert import Packet
 from stream_vae.embedded.kafka import CONSUMER_OPTIONS, EmbeddedKafka
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import FatalError
+from stream_vae.faults import corpus as faults
 from stream_vae.metrics import Metrics
 from stream_vae.quality import UNSCOREABLE
 from stream_vae.runtime.worker import Worker
 from stream_vae.settings import BatchSettings, KafkaSettings, ReleaseSettings, ReservoirSettings, Settings
-from stream_vae.sky import faults
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.stages.dead_letter import REASON
 from stream_vae.tools.audit import Line, audit_of

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 from stream_vae.learning.batches import Batches
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.fit import compile_model, model_inputs, new_model
 from stream_vae.learning.recipe import Recipe, load_recipe
-from stream_vae.learning.stamps import StampSet
 from stream_vae.learning.together import batches_together
 from stream_vae.model.backend import keras
 

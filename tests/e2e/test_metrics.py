@@ -9,8 +9,8 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from stream_vae.faults.corpus import corrupt
 from stream_vae.model.store import ReleaseStore
-from stream_vae.sky.faults import corrupt
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.audit import audit_of
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from stream_vae.errors import FatalError
+from stream_vae.faults.corpus import EXPECTED, Expected, Outcome, corrupt, kinds_for
 from stream_vae.model.store import ReleaseStore
 from stream_vae.quality import UNSCOREABLE
-from stream_vae.sky.faults import EXPECTED, Expected, Outcome, corrupt, kinds_for
 from stream_vae.sky.packets import simulate_packets
 
 from deployment import Deployment, deploy

@@ -15,12 +15,12 @@ from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.avro.registry import open_registry
 from stream_vae.learning.classifier import Posterior, fit_scorer
+from stream_vae.learning.data.stampfile import stamps_from_file
+from stream_vae.learning.data.stamps import StampSet, read_stamps
 from stream_vae.learning.export import export_networks
 from stream_vae.learning.fit import decode, encode, fit_model
 from stream_vae.learning.positive_unlabelled import fit_positive_unlabelled
 from stream_vae.learning.recipe import Recipe, ScorerSection, build_recipe
-from stream_vae.learning.stampfile import stamps_from_file
-from stream_vae.learning.stamps import StampSet, read_stamps
 from stream_vae.model.release import Preprocessing
 from stream_vae.stages.decode import Decoder
 from stream_vae.stages.encode import open_session

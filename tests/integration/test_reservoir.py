@@ -172,7 +172,7 @@ def test_what_was_evicted_during_a_draw_is_passed_over(redis_server, reservoir):
 
 
 def test_an_export_is_a_file_of_stamps(reservoir, tmp_path):
-    from stream_vae.learning.stampfile import stamps_from_file
+    from stream_vae.learning.data.stampfile import stamps_from_file
 
     add(reservoir, range(300))
     sample = reservoir.draw(None, np.random.default_rng(0))

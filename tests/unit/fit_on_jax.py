@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from stream_vae.learning import fit, together
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.export import write_encoder
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.stamps import StampSet
 from stream_vae.model.backend import full_precision
 from stream_vae.stages.encode import open_session
 

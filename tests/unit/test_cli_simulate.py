@@ -9,7 +9,7 @@ from stream_vae.cli.simulate import simulate
 from stream_vae.cutout import read_fits
 from stream_vae.errors import ConfigError
 from stream_vae.labels import Provenance, read_labels
-from stream_vae.learning.stampfile import check_file, stamps_from_file
+from stream_vae.learning.data.stampfile import check_file, stamps_from_file
 from stream_vae.model.release import Preprocessing
 from stream_vae.sky import simulate_stamps
 

@@ -7,9 +7,9 @@ import pytest
 from stream_vae.errors import ConfigError
 from stream_vae.learning import course
 from stream_vae.learning.course import write_history
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.fit import fit_model
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.stamps import StampSet
 
 TINY = {
     "model": {"filters": 4, "latent_size": 4},

@@ -7,11 +7,11 @@ import pytest
 from onnx import helper
 from stream_vae.errors import ConfigError
 from stream_vae.learning import merits
+from stream_vae.learning.data.split import split_by_group
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.evaluate import LEAST_FITTED, Parts, _taught, evaluate, held_out_by, part, study_on
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.report.training import read_history
-from stream_vae.learning.split import split_by_group
-from stream_vae.learning.stamps import StampSet
 from stream_vae.learning.study import ModelView
 from stream_vae.model.release import Preprocessing
 from stream_vae.model.store import ReleaseStore, write_release

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
 from stream_vae.learning.batches import Batches, turn
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.fit import decode, encode, fit_model, new_model
 from stream_vae.learning.progress import reporter, silent
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.stamps import StampSet
 
 TINY = {"model": {"filters": 4, "latent_size": 4}, "fit": {"epochs": 3, "batch_size": 16}}
 

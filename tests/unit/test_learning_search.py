@@ -59,7 +59,7 @@ def test_the_twin_of_a_seed_comes_first_and_the_seed_itself_not_at_all(folder: P
 @pytest.mark.parametrize("top", [1, 20, 1000])
 def test_the_nearest_over_chunks_are_those_of_a_sort_of_everything(folder: Path, top: int, monkeypatch) -> None:
     whole = search_in(folder, "7", top=top)
-    monkeypatch.setattr("stream_vae.learning.stampfile.CHUNK", 16)
+    monkeypatch.setattr("stream_vae.learning.data.stampfile.CHUNK", 16)
     pieces = search_in(folder, "7", top=top)
     every = search_in(folder, "7", top=1000)
     np.testing.assert_array_equal(whole.neighbours.row, pieces.neighbours.row)
@@ -68,7 +68,7 @@ def test_the_nearest_over_chunks_are_those_of_a_sort_of_everything(folder: Path,
 
 
 def test_no_more_stamps_than_a_chunk_and_the_answer_are_kept(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("stream_vae.learning.stampfile.CHUNK", 16)
+    monkeypatch.setattr("stream_vae.learning.data.stampfile.CHUNK", 16)
     sizes = []
     join = search._join
     monkeypatch.setattr(search, "_join", lambda parts: sizes.append(sum(map(len, parts))) or join(parts))

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
-from stream_vae.learning import files
-from stream_vae.learning.data import open_source
-from stream_vae.learning.files import Files
-from stream_vae.learning.stamps import read_stamps
+from stream_vae.learning.data import files
+from stream_vae.learning.data.files import Files
+from stream_vae.learning.data.source import open_source
+from stream_vae.learning.data.stamps import read_stamps
 from stream_vae.model.release import Preprocessing
 from stream_vae.stages.stamp import normalise
 

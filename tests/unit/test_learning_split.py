@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
-from stream_vae.learning.split import split_by_group
+from stream_vae.learning.data.split import split_by_group
 
 
 def split(groups, labels=None, seed=1, fraction=0.15):

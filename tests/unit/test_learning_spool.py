@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
-from stream_vae.learning import split, spool
 from stream_vae.learning.batches import Batches
-from stream_vae.learning.data import open_source
-from stream_vae.learning.split import split_by_hash
-from stream_vae.learning.stamps import StampSet, Thinning, read_stamps
+from stream_vae.learning.data import split, spool
+from stream_vae.learning.data.source import open_source
+from stream_vae.learning.data.split import split_by_hash
+from stream_vae.learning.data.stamps import StampSet, Thinning, read_stamps
 from stream_vae.model.release import Preprocessing
 
 PLAIN = Preprocessing()

@@ -4,9 +4,9 @@ import zipfile
 import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
-from stream_vae.learning import stampfile
-from stream_vae.learning.data import open_source, simulated
-from stream_vae.learning.stamps import read_stamps
+from stream_vae.learning.data import stampfile
+from stream_vae.learning.data.source import open_source, simulated
+from stream_vae.learning.data.stamps import read_stamps
 from stream_vae.model.release import Preprocessing
 from stream_vae.quality import Quality
 from stream_vae.stages.stamp import normalise
@@ -365,7 +365,7 @@ def test_simulated_stamps_bring_noise_kinds_and_ratios():
 
 
 def test_a_long_simulation_comes_in_pieces_whose_images_are_different(monkeypatch):
-    from stream_vae.learning import data as module
+    from stream_vae.learning.data import source as module
 
     monkeypatch.setattr(module, "PIECE", 60)
     source = simulated(100, PLAIN, seed=3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stream_vae.learning.batches import Batches, turn
-from stream_vae.learning.stamps import StampSet
+from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.together import batches_together, turn_each
 from stream_vae.model.backend import keras
 

@@ -2,10 +2,10 @@ import csv
 
 import numpy as np
 import pytest
-from stream_vae.learning import spool
+from stream_vae.learning.data import spool
+from stream_vae.learning.data.stamps import StampSource
 from stream_vae.learning.progress import silent
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.stamps import StampSource
 from stream_vae.learning.train import _added, train
 from stream_vae.model.store import ReleaseStore
 from stream_vae.sky import simulate_stamps

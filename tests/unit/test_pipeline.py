@@ -16,14 +16,14 @@ from stream_vae.alert import Outcome
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.registry import FolderRegistry, HttpRegistry
 from stream_vae.errors import ConfigError, Reason, RetriableError
+from stream_vae.faults.corpus import EXPECTED, corrupt, kinds_for
+from stream_vae.faults.corpus import Outcome as Expected
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release
 from stream_vae.model.store import ReleaseStore
 from stream_vae.pipeline import Stages, enriched
 from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.settings import RegistrySettings
-from stream_vae.sky.faults import EXPECTED, corrupt, kinds_for
-from stream_vae.sky.faults import Outcome as Expected
 from stream_vae.sky.packets import packet_schema, simulate_packets
 
 from releases import make_release

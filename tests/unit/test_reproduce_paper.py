@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stream_vae.errors import ConfigError
-from stream_vae.learning.stamps import StampSet
+from stream_vae.learning.data.stamps import StampSet
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from stream_vae.alert import Packet
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import Limits
 from stream_vae.errors import Reason
+from stream_vae.faults.corpus import EXPECTED, KINDS, Outcome, corrupt, kinds_for
 from stream_vae.model.release import Preprocessing
 from stream_vae.quality import UNSCOREABLE, Quality
-from stream_vae.sky.faults import EXPECTED, KINDS, Outcome, corrupt, kinds_for
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.stages.decode import Decoder
 from stream_vae.stages.stamp import Stamper

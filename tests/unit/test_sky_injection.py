@@ -14,9 +14,9 @@ from stream_vae.sky.alard_lupton import subtract_pair
 from stream_vae.sky.conditions import draw_conditions
 from stream_vae.sky.exposure import expose_science, expose_template
 from stream_vae.sky.fits import write_fits
-from stream_vae.sky.inject_files import inject_into_files, read_image
-from stream_vae.sky.injection import Injected, inject
-from stream_vae.sky.injection_plan import Images, Plan
+from stream_vae.sky.injection.files import inject_into_files, read_image
+from stream_vae.sky.injection.inject import Injected, inject
+from stream_vae.sky.injection.plan import Images, Plan
 from stream_vae.sky.psf import Image, Psf, add_points
 from stream_vae.sky.scene import draw_scene
 from stream_vae.sky.stars import background, isolated_stars, measure_psf, noise_of

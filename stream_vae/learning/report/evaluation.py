@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from stream_vae.learning import merits
+from stream_vae.learning.data.stamps import BOGUS, REAL, UNKNOWN
 from stream_vae.learning.merits import Evaluation
 from stream_vae.learning.report import latent, paper, scores
 from stream_vae.learning.report.numbers import plain, summary_table, to_csv, verdicts
 from stream_vae.learning.report.page import Picture, number_table, render, text
 from stream_vae.learning.report.style import Style, styles
 from stream_vae.learning.report.training import COLLAPSE, COST, EXPLANATIONS
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN
 
 FIGURES = "figures"
 _MAPS = 3

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.learning import measures
+from stream_vae.learning.data.stamps import UNKNOWN
 from stream_vae.learning.merits import predicted_active_units
 from stream_vae.learning.report.paper import CLASSES
 from stream_vae.learning.report.style import Style, frame, new_figure, show_mosaic
-from stream_vae.learning.stamps import UNKNOWN
 from stream_vae.learning.study import ModelView, Study
 
 _DIRECTIONS = 60

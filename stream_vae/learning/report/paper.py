@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.learning import measures
+from stream_vae.learning.data.stamps import BOGUS, REAL, UNKNOWN
 from stream_vae.learning.merits import Evaluation, Judgement, search_resamples
 from stream_vae.learning.report.style import (
     BOGUS_COLOUR,
@@ -23,7 +24,6 @@ from stream_vae.learning.report.style import (
     show_mosaic,
 )
 from stream_vae.learning.resample import Resamples
-from stream_vae.learning.stamps import BOGUS, REAL, UNKNOWN
 from stream_vae.learning.study import ModelView, Study
 
 CLASSES = ((REAL, "real", REAL_COLOUR), (BOGUS, "bogus", BOGUS_COLOUR), (UNKNOWN, "unlabelled", UNKNOWN_COLOUR))

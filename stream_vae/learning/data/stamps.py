@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
+from stream_vae.learning.data.spool import Columns, columns_for
 from stream_vae.learning.progress import Reporter, silent
-from stream_vae.learning.spool import Columns, columns_for
 from stream_vae.quality import UNSCOREABLE
 
 CHUNK = 2048

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from stream_vae.faults.bombs import gzip_of_zeros
+from stream_vae.faults.fault import Expected, Fault, Scope, flagged, scored
+from stream_vae.faults.unpacking import Pixels, Unpacked, gunzip
 from stream_vae.quality import Quality
-from stream_vae.sky.bombs import gzip_of_zeros
-from stream_vae.sky.fault import Expected, Fault, Scope, flagged, scored
 from stream_vae.sky.fits import BLOCK_BYTES, CARD_BYTES, Value, card, data_blocks, header, write_fits
 from stream_vae.sky.psf import Image
-from stream_vae.sky.unpacking import Pixels, Unpacked, gunzip
 
 _MISSING = flagged(Quality.MISSING_CUTOUT)
 _UNREADABLE = flagged(Quality.UNREADABLE_CUTOUT)

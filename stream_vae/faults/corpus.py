@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from stream_vae.errors import RejectedAlertError
-from stream_vae.sky.cutout_faults import CUTOUT_FAULTS, PIXEL_FAULTS
-from stream_vae.sky.fault import Expected, Fault, Outcome, Scope
-from stream_vae.sky.framing_faults import BYTES_FAULTS, FRAMING_FAULTS, ID_FAULTS
-from stream_vae.sky.unpacking import Unpacked, unpack
+from stream_vae.faults.cutouts import CUTOUT_FAULTS, PIXEL_FAULTS
+from stream_vae.faults.fault import Expected, Fault, Outcome, Scope
+from stream_vae.faults.framing import BYTES_FAULTS, FRAMING_FAULTS, ID_FAULTS
+from stream_vae.faults.unpacking import Unpacked, unpack
 
 __all__ = ["EXPECTED", "FAULTS", "KINDS", "Expected", "Outcome", "corrupt", "kinds_for"]
 

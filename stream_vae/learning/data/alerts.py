@@ -13,9 +13,9 @@ from stream_vae.alert import Packet
 from stream_vae.avro.framing import OCF_MAGIC, FrameReader
 from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.errors import ConfigError, RejectedAlertError
-from stream_vae.learning.files import Files
-from stream_vae.learning.noise import scaled_noise
-from stream_vae.learning.stamps import UNKNOWN, Chunk, StampSource
+from stream_vae.learning.data.files import Files
+from stream_vae.learning.data.noise import scaled_noise
+from stream_vae.learning.data.stamps import UNKNOWN, Chunk, StampSource
 from stream_vae.model.release import Preprocessing
 from stream_vae.quality import Quality
 from stream_vae.stages.decode import Decoder

@@ -18,8 +18,8 @@ from stream_vae.errors import ConfigError
 from stream_vae.labels import Label, Provenance, write_labels
 from stream_vae.labels.files import write_rows
 from stream_vae.learning.progress import Reporter, silent
-from stream_vae.sky.injection import Injected, inject
-from stream_vae.sky.injection_plan import Images, Plan
+from stream_vae.sky.injection.inject import Injected, inject
+from stream_vae.sky.injection.plan import Images, Plan
 from stream_vae.sky.psf import Image
 from stream_vae.surveys import CUTOUTS
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from stream_vae.errors import ConfigError
 from stream_vae.labels import read_labels
-from stream_vae.learning.alerts import stamps_from_alerts
-from stream_vae.learning.noise import scaled_noise
+from stream_vae.learning.data.alerts import stamps_from_alerts
+from stream_vae.learning.data.noise import scaled_noise
+from stream_vae.learning.data.shards import holds_shards, stamps_from_shards
+from stream_vae.learning.data.stampfile import stamps_from_file
+from stream_vae.learning.data.stamps import CHUNK, Chunk, StampSource
 from stream_vae.learning.progress import Reporter, silent
-from stream_vae.learning.shards import holds_shards, stamps_from_shards
-from stream_vae.learning.stampfile import stamps_from_file
-from stream_vae.learning.stamps import CHUNK, Chunk, StampSource
 from stream_vae.model.release import Preprocessing
 from stream_vae.stages.stamp import normalise
 from stream_vae.surveys import CUTOUTS

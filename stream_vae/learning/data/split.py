@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.stamps import BOGUS, REAL
+from stream_vae.learning.data.stamps import BOGUS, REAL
 
 Rows = NDArray[np.int64]
 

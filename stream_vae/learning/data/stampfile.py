@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.noise import scaled_noise
-from stream_vae.learning.stamps import BOGUS, CHUNK, REAL, UNKNOWN, Chunk, StampSource
+from stream_vae.learning.data.noise import scaled_noise
+from stream_vae.learning.data.stamps import BOGUS, CHUNK, REAL, UNKNOWN, Chunk, StampSource
 from stream_vae.model.release import Preprocessing
 from stream_vae.stages.stamp import normalise
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from stream_vae.avro.binary import write_long
 from stream_vae.errors import Reason
+from stream_vae.faults.bombs import deflated_zeros
+from stream_vae.faults.fault import Expected, Fault, Scope, dead_letter, flagged
+from stream_vae.faults.unpacking import ID_FIELDS, Unpacked, unpack
 from stream_vae.quality import Quality
-from stream_vae.sky.bombs import deflated_zeros
-from stream_vae.sky.fault import Expected, Fault, Scope, dead_letter, flagged
 from stream_vae.sky.packets import ocf_block
-from stream_vae.sky.unpacking import ID_FIELDS, Unpacked, unpack
 
 _SYNC_BYTES = 16
 _MAX_LONG = (1 << 63) - 1

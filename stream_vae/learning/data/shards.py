@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.files import walk
-from stream_vae.learning.stampfile import check_file, stamps_from_file
-from stream_vae.learning.stamps import Chunk, StampSource
+from stream_vae.learning.data.files import walk
+from stream_vae.learning.data.stampfile import check_file, stamps_from_file
+from stream_vae.learning.data.stamps import Chunk, StampSource
 from stream_vae.model.release import Preprocessing
 
 SUFFIXES = (".npy", ".npz")

@@ -7,8 +7,8 @@ from enum import StrEnum
 import numpy as np
 
 from stream_vae.errors import Reason
+from stream_vae.faults.unpacking import Scope, Unpacked
 from stream_vae.quality import Quality
-from stream_vae.sky.unpacking import Scope, Unpacked
 
 __all__ = ["Expected", "Fault", "Outcome", "Scope", "dead_letter", "flagged", "scored"]
 

@@ -17,7 +17,7 @@ from stream_vae.cutout import crop_into
 from stream_vae.errors import ConfigError
 from stream_vae.sky.alard_lupton import Subtracted, subtract_pair
 from stream_vae.sky.detection import THRESHOLD
-from stream_vae.sky.injection_plan import Images, Plan, check_images
+from stream_vae.sky.injection.plan import Images, Plan, check_images
 from stream_vae.sky.psf import Image, Psf, add_points
 from stream_vae.sky.scene import TRANSIENT_SLOPE, power_law
 from stream_vae.sky.stars import Stars, background, find_sources, isolated_stars, measure_psf, noise_of
