@@ -118,6 +118,7 @@ class _Producing(ABC):
         self._delivery = delivery
         self._metrics = metrics
         options = kafka.producer_options(settings, delivery, slot) | {"error_cb": self._on_error}
+        self._round_bytes = int(options["batch.size"])
         if statistics_interval_s:
             options["statistics.interval.ms"] = int(statistics_interval_s * 1000)
             options["stats_cb"] = lambda document: metrics.take_statistics("producer", document)
@@ -415,11 +416,7 @@ class ExactlyOnceSink(_Producing):
         kept = self._ledger.snapshot()
         try:
             self._producer.begin_transaction()
-            for index, message in batch.messages():
-                if batch.failures:
-                    break
-                self._produce(batch, index, message)
-            self._wait(batch)
+            self._send(batch)
             if batch.failures:
                 self._learn(batch)
                 self._producer.abort_transaction(30.0)
@@ -436,6 +433,19 @@ class ExactlyOnceSink(_Producing):
             raise self._aborted(error) from error
         self._count(batch)
         return True
+
+    def _send(self, batch: _Batch) -> None:
+        """Produce in rounds of one request: librdkafka's transactional producer spins while more waits behind one."""
+        room = self._round_bytes
+        for index, message in batch.messages():
+            if batch.failures:
+                break
+            if len(message.value) > room:
+                self._wait(batch)
+                room = self._round_bytes
+            self._produce(batch, index, message)
+            room -= len(message.value)
+        self._wait(batch)
 
     def _learn(self, batch: _Batch) -> None:
         """Take from a spoiled transaction what helps the next: which messages were too large."""

@@ -39,6 +39,7 @@ RESULTS = HERE / "results"
 SHARE_OF_USUAL = 4
 """The usual way takes a quarter of the alerts: its cost an alert does not depend on their number, and time is dear."""
 LONGEST_RUN_S = 900
+EXACTLY_ONCE = {"delivery": {"mode": "exactly_once"}}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Bench:
             corpus=str(folder / "corpus"),
             store=str(folder / "store"),
             core=self._cores.client,
-            overrides=self._options.settings,
+            overrides=self._options.settings | (EXACTLY_ONCE if way == "exactly_once" else {}),
         )
         path = self._work / f"job-{self._runs}.json"
         job.save(path)
@@ -208,7 +209,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--partitions", type=int, default=4, help="of each topic (4)")
     parser.add_argument("--survey", action="append", help="ztf (default), lsst, pgir; may be repeated")
     parser.add_argument("--cutouts", type=int, action="append", choices=(1, 2, 3), help="1 (default); may be repeated")
-    parser.add_argument("--ways", default="stream_vae,usual,floor", help="which to run, in this order")
+    parser.add_argument(
+        "--ways", default="stream_vae,usual,floor", help="which to run, in this order; exactly_once too"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=JSON", help="another setting")
     parser.add_argument("--json", type=Path, help="where to write the results (tests/bench/results/TIME.json)")
     options = parser.parse_args()

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 Run = dict[str, Any]
-WAYS = ("stream_vae", "usual", "floor")
+WAYS = ("stream_vae", "exactly_once", "usual", "floor")
 
 
 @dataclass(frozen=True)
