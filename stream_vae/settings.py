@@ -180,6 +180,13 @@ class FleetSettings(Section):
     start_timeout_s: float = Field(
         default=180.0, gt=0, description="longest wait until a worker consumes: its place in the cluster, its release"
     )
+    max_workers: int | None = Field(
+        default=None, ge=1, description="with lag the fleet grows from --workers to so many; absent: its size is fixed"
+    )
+    lag_per_worker: int = Field(default=5_000, ge=1, description="waiting messages that ask for one worker each")
+    scale_down_after_s: float = Field(
+        default=300.0, ge=1, description="so long fewer workers must do before the fleet shrinks"
+    )
 
 
 class ReservoirSettings(Section):

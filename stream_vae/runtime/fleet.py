@@ -26,6 +26,7 @@ from stream_vae.runtime.cluster import Cluster, RemoteWorker, connected
 from stream_vae.runtime.fleet_metrics import FleetCollector
 from stream_vae.runtime.group import Group
 from stream_vae.runtime.health import HealthServer
+from stream_vae.runtime.scaling import Scaling
 from stream_vae.runtime.slot import Slot
 from stream_vae.runtime.worker import check_topics
 from stream_vae.settings import Settings, to_plain
@@ -36,6 +37,8 @@ _POLL_S = 0.2
 _DRAIN_MARGIN_S = 10.0
 """On top of delivery.drain_timeout_s: to finish the batch at hand before, and to leave the group after."""
 _SILENT_S = 120.0
+_LAG_INTERVAL_S = 5.0
+"""Of a fleet that follows the lag: some requests to the brokers each time."""
 _SCRAPE_TIMEOUT_S = 3.0
 """Prometheus waits 10 s by default."""
 
@@ -66,9 +69,11 @@ def run_fleet(
     survey = assembly.profile_of(settings).name
     check_topics(settings)  # the workers would find out too, some seconds later
     group = Group(settings.kafka)
-    _warn_of_too_many(workers, len(group.input_partitions()))
+    partitions = len(group.input_partitions())
+    _warn_of_too_many(workers, partitions)
+    scaling = Scaling(settings.fleet, workers, partitions)
     registry = CollectorRegistry()
-    fleet = Fleet(settings, workers, group, FleetMetrics(survey, registry))
+    fleet = Fleet(settings, scaling, group, FleetMetrics(survey, registry))
     registry.register(FleetCollector(fleet.sample))
     stop = Event()
     with ExitStack() as stack:
@@ -77,7 +82,7 @@ def run_fleet(
             server = HealthServer(registry, host=host, port=port, ready=fleet.ready, alive=fleet.alive)
             stack.callback(server.close)
             log.info("metrics and health of the fleet on http://%s:%d/metrics", host, server.port)
-        cluster = stack.enter_context(connected(settings.fleet, to_plain(settings), workers, ray_address))
+        cluster = stack.enter_context(connected(settings.fleet, to_plain(settings), scaling.most, ray_address))
         stack.enter_context(_stopped_by_signals(stop))  # after Ray, which takes SIGTERM for itself
         fleet.run(cluster, stop, exit_when_idle_s)
 
@@ -113,25 +118,26 @@ class Fleet:
     ----------
     settings : Settings
         Everything.
-    workers : int
-        How many slots.
+    scaling : Scaling
+        How many slots there are to be.
     group : Group
         The consumer group that the workers form.
     metrics : FleetMetrics
         Where to count.
     """
 
-    def __init__(self, settings: Settings, workers: int, group: Group, metrics: FleetMetrics) -> None:
+    def __init__(self, settings: Settings, scaling: Scaling, group: Group, metrics: FleetMetrics) -> None:
         self._settings = settings
+        self._scaling = scaling
         self._group = group
         self._metrics = metrics
         self._cluster: Cluster | None = None
         self._turned_at = monotonic()
-        timeout = settings.fleet.start_timeout_s
-        self._slots = [
-            Slot(number, self._launch, metrics.restarts(number), start_timeout_s=timeout) for number in range(workers)
-        ]
-        metrics.wanted.set(workers)
+        self._look_at = monotonic()
+        self._slots: list[Slot[RemoteWorker]] = []
+        self._leaving: dict[Slot[RemoteWorker], float] = {}
+        """Slots that are given up, and until when their workers may settle."""
+        self._resize(scaling.least)
 
     def _launch(self, slot: int) -> RemoteWorker:
         assert self._cluster, "run has begun"
@@ -165,7 +171,7 @@ class Fleet:
                 failure = error
             unsettled = self._drain()
         finally:
-            for slot in self._slots:
+            for slot in (*self._slots, *self._leaving):
                 slot.end()
             self._metrics.alive.set(0)
         if (first := failure or unsettled) is not None:
@@ -179,10 +185,49 @@ class Fleet:
                 return
 
     def _turn(self) -> None:
+        self._follow_lag()
         for slot in self._slots:
             slot.turn()
+        self._let_go()
         self._metrics.alive.set(sum(slot.running() for slot in self._slots))
         self._turned_at = monotonic()
+
+    def _follow_lag(self) -> None:
+        now = monotonic()
+        if self._scaling.fixed or now < self._look_at:
+            return
+        self._look_at = now + _LAG_INTERVAL_S
+        lag = self._group.lag()
+        if lag is None:
+            return
+        wanted = self._scaling.wanted(lag, now)
+        if wanted != len(self._slots):
+            log.info("%d messages wait: %d workers instead of %d", lag, wanted, len(self._slots))
+            self._resize(wanted)
+
+    def _let_go(self) -> None:
+        """Look after the workers that leave: one that does not in time is killed, and its alerts are read again."""
+        for slot, deadline in list(self._leaving.items()):
+            ended = slot.ended()
+            if ended is False and monotonic() < deadline:
+                continue
+            if ended is not True:
+                log.warning("worker %d did not leave in peace%s", slot.number, f": {ended}" if ended else " in time")
+            slot.end()
+            del self._leaving[slot]
+
+    def _resize(self, wanted: int) -> None:
+        """Add slots at the end, or let the last ones leave; a number that is still leaving is not taken yet."""
+        leaving = {slot.number for slot in self._leaving}
+        while len(self._slots) < wanted and (number := len(self._slots)) not in leaving:
+            restarts = self._metrics.restarts(number)
+            timeout = self._settings.fleet.start_timeout_s
+            self._slots.append(Slot(number, self._launch, restarts, start_timeout_s=timeout))
+        for slot in self._slots[wanted:]:
+            slot.stop()
+            self._leaving[slot] = monotonic() + self._settings.delivery.drain_timeout_s + _DRAIN_MARGIN_S
+        del self._slots[wanted:]
+        self._metrics.wanted.set(len(self._slots))
 
     def _statuses(self) -> list[Status]:
         return [slot.status for slot in self._slots if slot.running() and slot.status is not None]
@@ -212,7 +257,7 @@ class Fleet:
     def _drain(self) -> StreamVaeError | None:
         deadline = monotonic() + self._settings.delivery.drain_timeout_s + _DRAIN_MARGIN_S
         errors: list[StreamVaeError] = []
-        waiting = [slot for slot in self._slots if slot.worker is not None]
+        waiting = [slot for slot in (*self._slots, *self._leaving) if slot.worker is not None]
         for slot in waiting:
             slot.stop()
         while waiting and monotonic() < deadline:

@@ -2,8 +2,9 @@
 
 import logging
 import re
+from collections.abc import Iterator
 
-from confluent_kafka import ConsumerGroupState, KafkaException
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
 
 from stream_vae import kafka
 from stream_vae.errors import ConfigError
@@ -32,6 +33,7 @@ class Group:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._admin = kafka.admin(settings)
+        self._reader: Consumer | None = None
 
     def input_partitions(self) -> frozenset[Partition]:
         """List the partitions of the input topics, patterns included.
@@ -57,6 +59,34 @@ class Group:
             if any(re.search(want, name) if want.startswith("^") else want == name for want in wanted)
             for number in topic.partitions
         )
+
+    def lag(self) -> int | None:
+        """Count the messages of the input that the group has not settled.
+
+        Returns
+        -------
+        int or None
+            Over all partitions; from the first message where nothing was ever committed. None if the brokers do not
+            tell.
+        """
+        try:
+            return sum(self._waiting())
+        except (KafkaException, ConfigError, TimeoutError) as error:
+            log.warning("the lag of group %s cannot be told: %s", self._settings.group_id, error)
+            return None
+
+    def _waiting(self) -> Iterator[int]:
+        """Messages of each partition that are not settled."""
+        if self._reader is None:
+            # The admin client could be asked, too, but that of confluent-kafka 2.16 was seen to end the process with
+            # a segmentation fault on a broker that had just started. And one who reads committed would wait for
+            # transactions that a dead worker left open.
+            options = {"group_id": self._settings.group_id, "isolation_level": "read_uncommitted"}
+            self._reader = kafka.plain_consumer(self._settings, **options)
+        entries = [TopicPartition(*partition) for partition in self.input_partitions()]
+        for entry in self._reader.committed(entries, timeout=_TIMEOUT_S):
+            first, end = self._reader.get_watermark_offsets(entry, timeout=_TIMEOUT_S)
+            yield end - max(entry.offset, first)
 
     def agrees(self, claims: dict[str, frozenset[Partition]]) -> bool:
         """Tell whether the group is at rest and sees its members as they see themselves.

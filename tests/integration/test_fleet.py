@@ -351,3 +351,28 @@ def test_a_group_agrees_only_when_every_partition_has_the_owner_that_claims_it(k
     assert not group.agrees({member: both, "another": frozenset()})
     consumer.close()
     assert not group.agrees({member: both})
+
+
+def test_a_fleet_that_follows_the_lag_grows_shrinks_and_loses_nothing(kafka, packets, ray_address, tmp_path):
+    # Long enough that the second worker has begun before nothing asks for it any more.
+    follow = {"max_workers": 2, "lag_per_worker": 200, "scale_down_after_s": 25, "cpus_per_worker": 0.5}
+    deployment = deploy(kafka, tmp_path, survey="candidate", partitions=PARTITIONS, metrics={"port": 0}, fleet=follow)
+    deployment.publish(itertools.islice(itertools.cycle(packets), 4_000))
+    group = Group(deployment.settings.kafka)
+    assert group.lag() == 4_000
+    fleet = Fleet(deployment, tmp_path, "--workers", 1, "--ray-address", ray_address)
+    try:
+        alive, wanted = "stream_vae_fleet_workers_alive", "stream_vae_fleet_workers_wanted"
+        wait_for(lambda: sum(fleet.samples(alive).values()) == 2, "a second worker", process=fleet.process)
+        wait_for(lambda: sum(fleet.samples(wanted).values()) == 1, "no lag", process=fleet.process)
+        deployment.publish(itertools.islice(itertools.cycle(packets), 150))  # too few for two
+        wait_for(lambda: group.lag() == 0, "all is settled", process=fleet.process)
+        assert sum(fleet.samples(wanted).values()) == 1
+        fleet.process.terminate()
+        assert fleet.wait() == 0, fleet.said()
+    finally:
+        end(fleet.process, [])
+    lines = audit_of(deployment.settings.kafka, deep=True)
+    assert all(line.balanced for line in lines)
+    assert sum(line.page.consumed for line in lines if line.page) == 4_150
+    assert sum(line.duplicates or 0 for line in lines) == 0

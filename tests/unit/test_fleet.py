@@ -11,37 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream_vae import settings
 from stream_vae.errors import ConfigError, FatalError, RetriableError, StreamVaeError
 from stream_vae.runtime import cluster, slot
-from stream_vae.runtime.actor import Phase, Status
+from stream_vae.runtime.actor import Phase
 from stream_vae.runtime.cluster import WorkerLostError, connected
 from stream_vae.runtime.fleet_metrics import FleetCollector, merged
 from stream_vae.runtime.slot import Slot
-from stream_vae.runtime.worker import Standing
 from stream_vae.settings import FleetSettings, Settings
 
-FRESH = Status(Phase.STARTING, False, "starting", True, Standing(), None, 1, "here")
-RUNNING = replace(FRESH, phase=Phase.RUNNING, ready=True, reason="consuming")
-
-
-class Pretended:
-    """A worker that says what the test wants."""
-
-    def __init__(self) -> None:
-        self.status: Status | None = None
-        self.next: Status | StreamVaeError | None = FRESH
-        self.answered_at = 0.0
-        self.killed = False
-
-    def poll(self) -> Status | None:
-        if isinstance(self.next, StreamVaeError):
-            raise self.next
-        self.status = self.next
-        return self.status
-
-    def stop(self) -> None:
-        self.next = replace(RUNNING, phase=Phase.ENDED)
-
-    def kill(self) -> None:
-        self.killed = True
+from pretended import RUNNING, Pretended
 
 
 class Bench:
