@@ -102,6 +102,7 @@ _COMMANDS = {
         "Check settings, release, brokers, topics, registry, Redis and this machine; "
         "exit 1 if a worker could not work.",
     ),
+    "fleet": ("fleet", "Show the workers of a running fleet."),
     "labels": ("labels", "Find labels for alerts, merge tables of labels, tell conflicts."),
     "releases": ("releases", "List, show, verify, promote and roll back releases."),
     "reservoir": ("reservoir", "Look at the sample of stamps kept for retraining, save it, clear it."),
