@@ -133,8 +133,14 @@ def _probe(train: Array, rows: NDArray[np.intp], real: Flags, test: Array) -> ND
     from sklearn.linear_model import LogisticRegression
 
     centre, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
-    probe = LogisticRegression(max_iter=1000).fit((train[rows] - centre) / spread, real)
-    return cast("NDArray[np.float64]", probe.decision_function((test - centre) / spread))
+    # A matrix product of finite numbers was seen to raise the processor's flag for an invalid operation all the same,
+    # once in many runs: what lies beside an array in memory was looked at. The result tells whether it was one.
+    with np.errstate(invalid="ignore"):
+        probe = LogisticRegression(max_iter=1000).fit((train[rows] - centre) / spread, real)
+        score = probe.decision_function((test - centre) / spread)
+    if not np.isfinite(score).all():
+        raise ConfigError("A probe's scores are not finite.", remedy="Look for codes that are not finite.")
+    return cast("NDArray[np.float64]", score)
 
 
 def _interval(scores: NDArray[np.float64], real: Flags, random: np.random.Generator) -> tuple[float, float]:
