@@ -61,8 +61,8 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
             return Histogram(f"stream_vae_{name}", text, ("survey", *labels), buckets=buckets, registry=registry)
 
-        # The audit: consumed = published + dead-lettered + filtered, once everything in flight is settled.
-        self.consumed = counter("alerts_consumed_total", "Messages read", _PARTITION[1:])
+        # The audit: consumed = published + dead-lettered + filtered. Counted when a batch is settled, apart.
+        self.consumed = counter("alerts_consumed_total", "Messages read, once their batch is settled", _PARTITION[1:])
         self.published = counter("alerts_published_total", "Messages whose output is acknowledged", _PARTITION[1:])
         self.dead_lettered = counter(
             "alerts_dead_lettered_total", "Messages acknowledged in the dead-letter topic", _PARTITION[1:]

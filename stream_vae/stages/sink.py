@@ -199,7 +199,15 @@ class _Producing(ABC):
         return sorted(again, key=lambda each: each[0])  # in the order of the packets
 
     def _count(self, batch: _Batch) -> None:
+        """Count a settled batch: what was read and what became of it apart, so that an alert that is lost shows.
+
+        Not when it is read: what is read again, here after going back or elsewhere because the partition was lost,
+        would be counted each time, but settled once.
+        """
         metrics, now = self._metrics, time()
+        read = Counter((packet.topic, packet.partition) for packet in batch.packets)
+        for partition, count in read.items():
+            metrics.consumed.labels(metrics.survey, *partition).inc(count)
         counters: dict[Fate, Any] = {
             "published": metrics.published,
             "dead_lettered": metrics.dead_lettered,

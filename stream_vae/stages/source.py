@@ -6,7 +6,6 @@ message whose outcome is acknowledged, and with the partition's page of the ledg
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
@@ -176,22 +175,19 @@ class Source:
         log.warning("kafka consumer: %s (%s)", error.str(), error.name())
 
     def _count(self, packets: Sequence[Packet]) -> None:
+        """Count bytes and gaps; messages are counted by the sink when they are settled, beside what became of them."""
         survey = self._metrics.survey
         self._metrics.input_bytes.labels(survey).inc(sum(len(packet.value) for packet in packets))
-        new: Counter[Partition] = Counter()
         for packet in packets:
             partition = (packet.topic, packet.partition)
             expected = self._next.get(partition)
             if expected is None:
                 self._first[partition] = packet.offset
             elif packet.offset < expected:
-                continue  # read again after going back: consumed = published + dead-lettered + filtered must hold
+                continue  # read again after going back
             elif packet.offset > expected:
                 self._metrics.offset_gaps.labels(survey, *partition).inc(packet.offset - expected)
-            new[partition] += 1
             self._next[partition] = packet.offset + 1
-        for partition, count in new.items():
-            self._metrics.consumed.labels(survey, *partition).inc(count)
 
     def commit(self, pages: Pages, *, wait: bool = False) -> None:
         """Commit the pages of partitions whose messages are settled.

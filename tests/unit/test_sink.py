@@ -105,6 +105,25 @@ def test_nothing_is_committed_before_every_message_of_the_batch_is_acknowledged(
     assert bench.sink.in_flight == 0
 
 
+def test_what_is_given_up_and_read_again_is_counted_once_and_the_counts_balance(bench: Bench) -> None:
+    bench.publish(0, 3)
+    bench.sink.abandon()  # after an error; or the partition was lost, and comes back
+    assert bench.count("consumed") == bench.count("published") == 0
+    bench.publish(0, 3)
+    for number in range(3, 6):
+        bench.producer.answer(number)
+    bench.sink.settle()
+    assert bench.count("consumed") == bench.count("published") == 3
+
+
+def test_an_alert_that_a_stage_loses_shows_in_the_counts(bench: Bench) -> None:
+    packets = [packet(b"value", offset) for offset in range(2)]
+    bench.sink.publish(packets, [Outcome(packets[0], (), "filtered")])
+    bench.sink.settle()
+    assert (bench.count("consumed"), bench.count("filtered")) == (2, 1)
+    assert not bench.page.balanced
+
+
 def test_a_later_batch_that_is_acknowledged_first_waits_for_the_earlier_one(bench: Bench) -> None:
     bench.publish(0, 1)
     bench.publish(1, 2)
