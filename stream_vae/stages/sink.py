@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic, time
 from typing import Any, Protocol
@@ -126,6 +127,11 @@ class _Producing(ABC):
     def _on_error(self, error: KafkaError) -> None:
         self._metrics.kafka_errors.labels(self._metrics.survey, "producer", error.name()).inc()
         log.warning("kafka producer: %s (%s)", error.str(), error.name())
+
+    def _flush_last(self) -> None:
+        """Let go of the producer; one that is broken says so again, and must not hide why we stop."""
+        with suppress(KafkaException):
+            self._producer.flush(1)
 
     @abstractmethod
     def _wait(self, batch: _Batch) -> None:
@@ -344,7 +350,7 @@ class AtLeastOnceSink(_Producing):
     def close(self) -> None:
         """Give up what is not settled; may be called twice."""
         self.abandon()
-        self._producer.flush(1)
+        self._flush_last()
 
 
 class ExactlyOnceSink(_Producing):
@@ -500,4 +506,4 @@ class ExactlyOnceSink(_Producing):
 
     def close(self) -> None:
         """Close; may be called twice."""
-        self._producer.flush(1)
+        self._flush_last()

@@ -251,6 +251,14 @@ def test_a_partition_that_left_meanwhile_is_not_committed(bench: Bench) -> None:
     assert bench.sink.in_flight == 0
 
 
+def test_a_broken_producer_does_not_hide_why_we_stop_when_it_is_closed(bench: Bench) -> None:
+    def flush(_timeout_s: float) -> int:
+        raise KafkaException(KafkaError(KafkaError._FENCED, fatal=True))
+
+    bench.producer.flush = flush  # type: ignore[method-assign]
+    bench.sink.close()
+
+
 def test_closing_twice_is_harmless(bench: Bench) -> None:
     bench.publish(0, 1)
     bench.sink.close()
