@@ -33,7 +33,7 @@ from chaos.faults import (
 )
 from chaos.load import Load, Place, Sent, clean, spoiled
 from chaos.witness import Findings, Witness
-from chaos.workers import START_TIMEOUT_S, Processes, RayFleet
+from chaos.workers import START_TIMEOUT_S, Fleet, Processes, RayFleet
 from deployment import Deployment, deploy
 from servers import Broker
 
@@ -139,11 +139,12 @@ def play(
         silence_s = witness.silence_s
         load.stop()
         _work_off(scene)
-        fleet.drain()
+        stuck = _drain(fleet)
         witness.stop()
         last = Witness(deployment, to_the_end=True)
         last.stop()
-        found, problems = _judge(row, mode, deployment, load.sent, witness, last)
+        found, problems = _judge(mode, deployment, load.sent, witness, last)
+        problems += stuck
         recovered = [each for each in recoveries if each is not None]
         if len(recovered) < len(recoveries):
             problems.append(f"after {len(recoveries) - len(recovered)} faults it did not recover")
@@ -223,8 +224,17 @@ def _work_off(scene: Scene) -> None:
         scene.tend(0.5)
 
 
+def _drain(fleet: Fleet) -> list[str]:
+    """Let the fleet leave; give what is wrong with how it does."""
+    try:
+        fleet.drain()
+    except AssertionError as error:
+        return [str(error)]
+    return []
+
+
 def _judge(
-    row: Row, mode: str, deployment: Deployment, sent: Mapping[Place, Sent], witness: Witness, last: Witness
+    mode: str, deployment: Deployment, sent: Mapping[Place, Sent], witness: Witness, last: Witness
 ) -> tuple[Findings, list[str]]:
     problems = []
     for reader, name in ((witness, "concurrent"), (last, "final")):

@@ -1,5 +1,6 @@
 """The sink settles a batch when every message of it is acknowledged, in the order of reading, and never otherwise."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from stream_vae.alert import Outcome, Outgoing
 from stream_vae.errors import FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.settings import DeliverySettings
+from stream_vae.stages import sink as sink_module
 from stream_vae.stages.ledger import Ledger, Page, Pages
 from stream_vae.stages.sink import AtLeastOnceSink
 
@@ -264,3 +266,23 @@ def test_closing_twice_is_harmless(bench: Bench) -> None:
     bench.sink.close()
     bench.sink.close()
     assert bench.sink.in_flight == 0
+
+
+def test_a_call_about_a_transaction_that_never_comes_back_stops_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_module, "_HUNG_S", 0.0)
+    forever = threading.Event()
+
+    def commit_transaction(_timeout_s: float) -> None:
+        forever.wait()
+
+    with pytest.raises(FatalError, match=r"does not come back from commit_transaction\. Start the worker again"):
+        sink_module._bounded(commit_transaction, 0.05)
+    forever.set()
+
+
+def test_what_a_call_about_a_transaction_raises_comes_through() -> None:
+    def abort_transaction(_timeout_s: float) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))
+
+    with pytest.raises(KafkaException):
+        sink_module._bounded(abort_transaction, 1.0)
