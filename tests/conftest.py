@@ -13,7 +13,18 @@ import hypothesis
 import pytest
 from stream_vae.embedded.kafka import EmbeddedKafka
 
-from servers import REPOSITORY, Kafka, MissingServiceError, RedisServer, real_kafka, real_redis
+from servers import (
+    REPOSITORY,
+    Broker,
+    Kafka,
+    MissingServiceError,
+    RedisServer,
+    real_kafka,
+    real_redis,
+)
+from servers import (
+    broker as own_broker,
+)
 
 Server = TypeVar("Server")
 
@@ -26,7 +37,11 @@ hypothesis.settings.load_profile("repeatable" if os.environ.get("CI") else "expl
 # A console keeps the width that it begins with, and what runs tests side by side sets one: tests set their own.
 os.environ.pop("COLUMNS", None)
 
-_MARKED_FIXTURES = {"kafka": "kafka", "redis_server": "redis"}  # fixture -> marker, so that -m can leave them out
+_MARKED_FIXTURES = {
+    "kafka": "kafka",
+    "mortal_broker": "kafka",
+    "redis_server": "redis",
+}  # fixture -> marker, so that -m can leave them out
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def kafka() -> Iterator[Kafka]:
     """A real Apache Kafka."""
     with _started(real_kafka(small=True)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mortal_broker() -> Iterator[Broker]:
+    """A real Apache Kafka of one module's own, to be killed and started again."""
+    with _started(own_broker(small=True)) as server:
         yield server
 
 

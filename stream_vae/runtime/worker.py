@@ -70,6 +70,7 @@ class Worker:
         self._member_id = ""
         self._partitions: frozenset[Partition] = frozenset()
         self._idle_since: float | None = None
+        self._gave_up = False
         self._fates: deque[tuple[float, int, int]] = deque()
         check_topics(settings)
         self.release = release or assembly.release_of(settings)
@@ -98,7 +99,8 @@ class Worker:
             settings.batch,
             metrics,
             self._ledger,
-            before_revoke=self._drain,
+            before_revoke=self._before_revoke,
+            on_lost=self._sink.abandon,
             statistics_interval_s=statistics,
         )
         self._sink.source = self._source
@@ -194,6 +196,9 @@ class Worker:
     def _turn(self) -> None:
         packets = self._source.read()
         self._heartbeat = monotonic()
+        if self._gave_up:
+            self._gave_up = False
+            raise RetriableError("Partitions left before all alerts were acknowledged.")
         partitions = self._source.assignment
         if packets or partitions != self._partitions:
             self._idle_since = None
@@ -246,14 +251,19 @@ class Worker:
         self._stop.wait(seconds)
         self._heartbeat = monotonic()
 
-    def _drain(self) -> None:
-        """Settle and commit everything in flight, as long as the settings allow."""
+    def _before_revoke(self) -> None:
+        """Settle what is in flight; if that fails, what stays here must be read again as well as what leaves."""
+        self._gave_up |= not self._drain()
+
+    def _drain(self) -> bool:
+        """Settle and commit everything in flight, as long as the settings allow; tell whether all was settled."""
         self._sink.settle(timeout_s=self._settings.delivery.drain_timeout_s, everything=True)
-        if self._sink.in_flight:
-            log.warning("%d alerts are not acknowledged; they will be read again", self._sink.in_flight)
+        if unsettled := self._sink.in_flight:
+            log.warning("%d alerts are not acknowledged; they will be read again", unsettled)
             self._sink.abandon()
         if not self._source.committed:
             self._source.commit({}, wait=True)
+        return not unsettled
 
     def _set_ready(self, *, ready: bool, reason: str) -> None:
         self._ready, self._reason = ready, reason

@@ -5,9 +5,11 @@ makes each batch one transaction together with the offsets and the ledger's page
 """
 
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic, time
 from typing import Any, Protocol
@@ -27,6 +29,36 @@ log = logging.getLogger(__name__)
 
 _TOO_LARGE = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE))
 _PURGED = frozenset((KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT))  # noqa: SLF001 - local errors
+
+_TRANSACTION_TIMEOUT_S = 30.0
+_HUNG_S = 15.0
+"""On top of a call's own time-out."""
+
+
+def _bounded(call: Callable[..., object], *arguments: Any) -> None:
+    """Call librdkafka about a transaction; the last argument is the time-out in seconds.
+
+    librdkafka 2.16 may pay no heed to it: when a broker was killed and the producer needs a new epoch in the middle of
+    a transaction, `send_offsets_to_transaction` never came back. Such a thread cannot be ended, only its process.
+    """
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call(*arguments)
+        except Exception as error:  # noqa: BLE001 - raised below
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="transaction", daemon=True)
+    thread.start()
+    thread.join(arguments[-1] + _HUNG_S)
+    if thread.is_alive():
+        raise FatalError(
+            f"Kafka's client does not come back from {call.__name__}.",
+            remedy="Start the worker again: the transaction is aborted then, and its alerts are read again.",
+        )
+    if failures:
+        raise failures[0]
 
 
 class Sink(Protocol):
@@ -127,6 +159,11 @@ class _Producing(ABC):
     def _on_error(self, error: KafkaError) -> None:
         self._metrics.kafka_errors.labels(self._metrics.survey, "producer", error.name()).inc()
         log.warning("kafka producer: %s (%s)", error.str(), error.name())
+
+    def _flush_last(self) -> None:
+        """Let go of the producer; one that is broken says so again, and must not hide why we stop."""
+        with suppress(KafkaException):
+            self._producer.flush(1)
 
     @abstractmethod
     def _wait(self, batch: _Batch) -> None:
@@ -345,7 +382,7 @@ class AtLeastOnceSink(_Producing):
     def close(self) -> None:
         """Give up what is not settled; may be called twice."""
         self.abandon()
-        self._producer.flush(1)
+        self._flush_last()
 
 
 class ExactlyOnceSink(_Producing):
@@ -427,14 +464,15 @@ class ExactlyOnceSink(_Producing):
             self._send(batch)
             if batch.failures:
                 self._learn(batch)
-                self._producer.abort_transaction(30.0)
+                _bounded(self._producer.abort_transaction, _TRANSACTION_TIMEOUT_S)
                 return False
             pages = batch.enter(self._ledger)
             if not pages:
                 # Every partition left while this was on its way: its new owner reads it again.
-                self._producer.abort_transaction(30.0)
+                _bounded(self._producer.abort_transaction, _TRANSACTION_TIMEOUT_S)
                 return True
-            self._producer.send_offsets_to_transaction(self.source.offsets(pages), self.source.group_metadata(), 30.0)
+            offsets, member = self.source.offsets(pages), self.source.group_metadata()
+            _bounded(self._producer.send_offsets_to_transaction, offsets, member, _TRANSACTION_TIMEOUT_S)
             self._commit()
         except (KafkaException, RetriableError) as error:
             self._ledger.restore(kept)
@@ -473,7 +511,7 @@ class ExactlyOnceSink(_Producing):
     def _commit(self) -> None:
         while True:
             try:
-                self._producer.commit_transaction(30.0)
+                _bounded(self._producer.commit_transaction, _TRANSACTION_TIMEOUT_S)
             except KafkaException as error:
                 if not error.args[0].retriable():
                     raise
@@ -485,7 +523,7 @@ class ExactlyOnceSink(_Producing):
         if isinstance(cause, KafkaError) and cause.fatal():
             raise FatalError(f"Kafka, in a transaction: {cause.str()} ({cause.name()}).") from error
         try:
-            self._producer.abort_transaction(30.0)
+            _bounded(self._producer.abort_transaction, _TRANSACTION_TIMEOUT_S)
         except KafkaException as failed:
             raise FatalError(f"A transaction cannot be aborted: {failed.args[0].str()}.") from failed
         assert self.source is not None, "the worker connects source and sink"
@@ -510,4 +548,4 @@ class ExactlyOnceSink(_Producing):
 
     def close(self) -> None:
         """Close; may be called twice."""
-        self._producer.flush(1)
+        self._flush_last()

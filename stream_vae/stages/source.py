@@ -55,6 +55,8 @@ class Source:
         The worker's books; its pages are opened and closed here.
     before_revoke : callable
         Called before partitions leave: settle and commit what is in flight.
+    on_lost : callable
+        Called when all partitions are others' already: give up what is in flight.
     statistics_interval_s : float
         How often librdkafka reports; 0 for never.
 
@@ -72,6 +74,7 @@ class Source:
         ledger: Ledger,
         *,
         before_revoke: Callable[[], None],
+        on_lost: Callable[[], None],
         statistics_interval_s: float = 5.0,
     ) -> None:
         self._settings = settings
@@ -79,6 +82,7 @@ class Source:
         self._metrics = metrics
         self._ledger = ledger
         self._before_revoke = before_revoke
+        self._after_loss = on_lost
         self._first: dict[Partition, int] = {}
         self._next: dict[Partition, int] = {}
         self._at_end: set[Partition] = set()
@@ -279,12 +283,10 @@ class Source:
         for entry in self._consumer.assignment():
             partition = (entry.topic, entry.partition)
             page = self._ledger.page(partition)
-            if page is None:
-                continue
-            # Nothing settled and nothing committed: back to the first message that came, wherever the group began.
-            offset = page.next_offset if page.next_offset >= 0 else self._first.get(partition)
-            if offset is None:
+            if page is None or partition not in self._first:
                 continue  # nothing was read
+            # Nothing settled and nothing committed: back to the first message that came, wherever the group began.
+            offset = page.next_offset if page.next_offset >= 0 else self._first[partition]
             self._at_end.discard(partition)
             try:
                 self._consumer.seek(TopicPartition(*partition, offset))
@@ -326,6 +328,9 @@ class Source:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         del consumer
         self._metrics.rebalances.labels(self._metrics.survey, "lost").inc()
+        # librdkafka loses all at once. What is acknowledged only after they have come back must not be entered: the
+        # page that is open then begins where the group stood, and part of this is on no page.
+        self._after_loss()
         self._forget(partitions)
         self._log("lost", partitions)
 

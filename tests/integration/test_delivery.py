@@ -3,8 +3,11 @@ exactly once is asked for nothing is double.
 """
 
 import contextlib
+import itertools
 import json
 import signal
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +19,9 @@ from stream_vae.metrics import Metrics
 from stream_vae.runtime.worker import Worker
 from stream_vae.settings import Settings
 from stream_vae.sky.packets import packet_schema, simulate_packets
+from stream_vae.stages.ledger import Pages
 from stream_vae.stages.sink import ExactlyOnceSink
+from stream_vae.stages.source import Source
 from stream_vae.tools.audit import audit_of
 
 from deployment import Deployment, deploy
@@ -35,6 +40,7 @@ from flow import (
     work,
 )
 from schema_registry import Registry
+from servers import Kafka
 
 SMALL = {"max_alerts": 16, "max_wait_s": 0.05}  # many batches of few alerts: many places to be interrupted at
 EXACTLY_ONCE = {"mode": "exactly_once"}
@@ -315,6 +321,44 @@ def test_a_survivor_takes_over_from_a_worker_that_was_killed_in_a_transaction(ka
     uncommitted = read(kafka, deployment.output, isolation="read_uncommitted")
     assert len(uncommitted) > len(published), "it was killed within a transaction"
     check_books(deployment.settings, consumed=400)
+
+
+def expel(kafka: Kafka, group: str, member: str) -> None:
+    """Ask the broker, in its own protocol, to put a member out of a group: as it does when a session ends."""
+
+    def text(value: str) -> bytes:
+        return struct.pack(">h", len(value)) + value.encode()
+
+    leave_group, version, number = 13, 0, 1
+    request = struct.pack(">hhi", leave_group, version, number) + text("test") + text(group) + text(member)
+    host, port = kafka.bootstrap_servers.split(":")
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        answer = connection.recv(64)
+    assert struct.unpack(">iih", answer) == (6, number, 0)
+
+
+def test_a_worker_that_the_group_expelled_in_a_transaction_commits_nothing(kafka, tmp_path, monkeypatch):
+    deployment = deploy(kafka, tmp_path, survey="candidate", partitions=2, batch=SMALL, delivery=EXACTLY_ONCE)
+    sent, going_on, calls, others = alerts(200), Source.offsets, itertools.count(1), []
+
+    def expelled(pages: Pages) -> list:
+        if next(calls) == 3:
+            source = one.worker._source
+            expel(kafka, deployment.settings.kafka.group_id, source.member_id)
+            until(lambda: not source.member_id, what="its client has been told")
+            others.append(Running(with_slot(deployment.settings, 1)))
+            until(lambda: others[0].count("published") >= 200 - 32, what="another does the rest")
+        return going_on(pages)
+
+    monkeypatch.setattr(Source, "offsets", staticmethod(expelled))
+    one = Running(with_slot(deployment.settings, 0))
+    send(kafka, deployment.input, sent, partitions=2)
+    until(lambda: others and sample(others[0].metrics, "stream_vae_assigned_partitions") == 1, what="it joins again")
+    one.stop()
+    others[0].stop()
+    assert keys(read(kafka, deployment.output)) == keys(sent)
+    check_books(deployment.settings, consumed=200)
 
 
 def test_an_aborted_transaction_is_tried_again_in_the_same_process(kafka, tmp_path, monkeypatch):

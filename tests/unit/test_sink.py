@@ -1,5 +1,6 @@
 """The sink settles a batch when every message of it is acknowledged, in the order of reading, and never otherwise."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from stream_vae.alert import Outcome, Outgoing
 from stream_vae.errors import FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.settings import DeliverySettings
+from stream_vae.stages import sink as sink_module
 from stream_vae.stages.ledger import Ledger, Page, Pages
 from stream_vae.stages.sink import AtLeastOnceSink
 
@@ -251,8 +253,36 @@ def test_a_partition_that_left_meanwhile_is_not_committed(bench: Bench) -> None:
     assert bench.sink.in_flight == 0
 
 
+def test_a_broken_producer_does_not_hide_why_we_stop_when_it_is_closed(bench: Bench) -> None:
+    def flush(_timeout_s: float) -> int:
+        raise KafkaException(KafkaError(KafkaError._FENCED, fatal=True))
+
+    bench.producer.flush = flush  # type: ignore[method-assign]
+    bench.sink.close()
+
+
 def test_closing_twice_is_harmless(bench: Bench) -> None:
     bench.publish(0, 1)
     bench.sink.close()
     bench.sink.close()
     assert bench.sink.in_flight == 0
+
+
+def test_a_call_about_a_transaction_that_never_comes_back_stops_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_module, "_HUNG_S", 0.0)
+    forever = threading.Event()
+
+    def commit_transaction(_timeout_s: float) -> None:
+        forever.wait()
+
+    with pytest.raises(FatalError, match=r"does not come back from commit_transaction\. Start the worker again"):
+        sink_module._bounded(commit_transaction, 0.05)
+    forever.set()
+
+
+def test_what_a_call_about_a_transaction_raises_comes_through() -> None:
+    def abort_transaction(_timeout_s: float) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))
+
+    with pytest.raises(KafkaException):
+        sink_module._bounded(abort_transaction, 1.0)

@@ -21,7 +21,7 @@ class Reader:
     def __init__(self, kafka: Kafka, topic: str, group: str, **options: object) -> None:
         self.metrics = Metrics("test")
         self.ledger = Ledger()
-        self.revocations = 0
+        self.revocations = self.losses = 0
         settings = kafka_settings(
             bootstrap_servers=kafka.bootstrap_servers,
             input_topics=[topic],
@@ -29,12 +29,20 @@ class Reader:
             consumer_options=kafka.consumer_options | options,
         )
         self.source = Source(
-            settings, BatchSettings(max_wait_s=0.2), self.metrics, self.ledger, before_revoke=self._revoked
+            settings,
+            BatchSettings(max_wait_s=0.2),
+            self.metrics,
+            self.ledger,
+            before_revoke=self._revoked,
+            on_lost=self._lost,
         )
         self.source.subscribe()
 
     def _revoked(self) -> None:
         self.revocations += 1
+
+    def _lost(self) -> None:
+        self.losses += 1
 
     def read(self, count: int) -> list[Packet]:
         packets: list[Packet] = []

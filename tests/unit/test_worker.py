@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 from stream_vae.errors import ConfigError, FatalError, RetriableError
@@ -263,3 +264,82 @@ def test_a_broker_that_is_not_there_is_told_with_the_address(tmp_path: Path) -> 
 
     with pytest.raises(ConfigError, match=r"kafka\.bootstrap_servers = '127\.0\.0\.1:9'.*doctor"):
         kafka.partitions(kafka_settings(), ["in"], timeout_s=0.3)
+
+
+# what is in flight when partitions go
+
+
+class Holding:
+    """A producer whose acknowledgements are held back."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+        self.held = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def poll(self, timeout_s: float) -> int:
+        return 0 if self.held else self._producer.poll(timeout_s)
+
+
+@pytest.fixture
+def waiting(embedded_kafka: Kafka, tmp_path: Path) -> Iterator[tuple[Worker, Holding, Deployment]]:
+    """A worker with two batches of 20 on their way."""
+    delivery = {"drain_timeout_s": 0.2}
+    deployment = deploy(embedded_kafka, tmp_path, survey="candidate", batch={"max_alerts": 20}, delivery=delivery)
+    send(embedded_kafka, deployment.input, GOOD)
+    worker = Worker(deployment.settings, Metrics("candidate"))
+    producer = worker._sink._producer = Holding(worker._sink._producer)
+    worker._source.subscribe()
+    turn_until(worker, lambda: worker._sink.in_flight == 40)
+    yield worker, producer, deployment
+    worker.close()
+
+
+def turn_until(worker: Worker, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        try:
+            worker._turn()
+        except RetriableError as error:
+            worker._back_off(error, 0)
+
+
+def test_what_was_on_its_way_when_all_was_lost_is_read_again_and_entered_once(
+    waiting: tuple[Worker, Holding, Deployment],
+) -> None:
+    worker, producer, deployment = waiting
+    source, partitions = worker._source, worker._source._consumer.assignment()
+    first, second = worker._sink._waiting
+    producer.held = False
+    while first.missing or second.missing:
+        producer.poll(0.1)
+    second.missing, late = 1, second  # its last acknowledgement comes when the partition is here again
+    source._on_lost(source._consumer, partitions)
+    worker._sink.settle()
+    source._on_assign(source._consumer, partitions)
+    late.missing = 0
+    worker._sink.settle()
+    source._consumer.seek(TopicPartition(deployment.input, 0, 0))  # as a new assignment begins where the group stands
+    turn_until(worker, lambda: worker._sink.in_flight == 0 and source.caught_up())
+    worker._drain()
+    assert pages(deployment) == {"offset": 40, "page": [0, 40, 40, 0, 0]}
+
+
+def test_what_was_not_acknowledged_before_other_partitions_left_is_read_again(
+    waiting: tuple[Worker, Holding, Deployment],
+) -> None:
+    worker, producer, deployment = waiting
+    worker._source._on_revoke(worker._source._consumer, [])
+    assert worker._sink.in_flight == 0
+    producer.held = False
+    send(deployment.kafka, deployment.input, GOOD[:20])
+    turn_until(worker, lambda: worker._metrics.registry.get_sample_value(*published(deployment)) == 60)
+    worker._drain()
+    assert pages(deployment) == {"offset": 60, "page": [0, 60, 60, 0, 0]}
+
+
+def published(deployment: Deployment) -> tuple[str, dict[str, str]]:
+    return "stream_vae_alerts_published_total", {"survey": "candidate", "topic": deployment.input, "partition": "0"}

@@ -1,0 +1,118 @@
+"""The chaos suite: every row in both modes, as a table, and as JSON beside it.
+
+make chaos [MINUTES=30] [MESSAGES=1000000] [ROWS="broker Ray"], or with `tests` on the path
+
+    python -m chaos [--minutes M] [--messages N] [--rows WORD ...] [--modes MODE ...] [--json OUT]
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from chaos.load import real_alerts, simulated_alerts
+from chaos.rows import MODES, ROWS, Amount, Verdict, play
+from servers import MissingServiceError, broker
+
+SECONDS = 60.0
+A_SECOND = 100.0
+MOST_FULL = 20_000
+"""Messages of a row beyond which only the lite topic is written: alerts of 60 kB fill a disk."""
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = ("row", "mode", "faults", "kills", "messages", "dead", "lost", "doubled", "differ", "recovery s", "silence s")
+
+
+def main() -> int:
+    options = _options()
+    chosen = [row for row in ROWS if not options.rows or any(word.lower() in row.name.lower() for word in options.rows)]
+    plays = [(row, mode) for row in chosen for mode in options.modes]
+    if not plays:
+        sys.exit("No such row; there are: " + "; ".join(row.name for row in ROWS))
+    seconds = options.minutes * 60 / len(plays) if options.minutes else SECONDS
+    a_second = options.messages / len(plays) / seconds if options.messages else A_SECOND
+    amount = Amount(seconds, a_second)
+    real = real_alerts()
+    packets, survey = (real, "ztf") if real else (simulated_alerts("ztf"), "ztf")
+    lite = seconds * a_second > MOST_FULL
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(
+        f"{len(packets)} {'real' if real else 'simulated'} ZTF alerts over and over, {a_second:g} a second for "
+        f"{seconds:g} s a row; {'lite' if lite else 'full'} output; one broker"
+    )
+    verdicts = []
+    with tempfile.TemporaryDirectory(prefix="stream-vae-chaos-") as name, broker(small=True) as server:
+        for number, (row, mode) in enumerate(plays):
+            folder = Path(name) / str(number)
+            verdict = play(row, mode, server, packets, folder, amount=amount, survey=survey, lite=lite)
+            verdicts.append(verdict)
+            _tell(console, verdict)
+            if verdict.problems or options.keep:
+                _keep_logs(folder, options.json.with_suffix("") / str(number))
+    console.print(_table(verdicts))
+    _write(options.json, amount, verdicts, real=bool(real), lite=lite)
+    return int(any(verdict.problems for verdict in verdicts))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, help=f"of load in all; otherwise {SECONDS:g} s a row and mode")
+    parser.add_argument("--messages", type=int, help=f"in all; otherwise {A_SECOND:g} a second")
+    parser.add_argument("--rows", nargs="*", default=[], metavar="WORD", help="only rows whose name has one of these")
+    parser.add_argument("--modes", nargs="*", default=MODES, choices=MODES)
+    parser.add_argument("--keep", action="store_true", help="keep the workers' logs also where nothing is wrong")
+    default = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    parser.add_argument("--json", type=Path, default=default, help="where the verdicts go")
+    return parser.parse_args()
+
+
+def _keep_logs(folder: Path, to: Path) -> None:
+    to.mkdir(parents=True, exist_ok=True)
+    for log in folder.glob("*.log"):
+        (to / log.name).write_bytes(log.read_bytes())
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    numbers = (verdict.faults, verdict.kills, verdict.messages, verdict.dead_letters, verdict.lost)
+    more = (verdict.duplicated, verdict.differing)
+    counts = [f"{number:,}" for number in (*numbers, *more)]
+    return [verdict.row, verdict.mode, *counts, verdict.recovery, f"{verdict.silence_s:.1f}"]
+
+
+def _table(verdicts: list[Verdict]) -> Table:
+    table = Table(*COLUMNS, title="Faults; recovery: median / longest", caption="All is as promised.")
+    for verdict in verdicts:
+        table.add_row(*_cells(verdict), style="red" if verdict.problems else None)
+    if wrong := sum(bool(verdict.problems) for verdict in verdicts):
+        table.caption = f"{wrong} of {len(verdicts)} are not as promised."
+    return table
+
+
+def _tell(console: Console, verdict: Verdict) -> None:
+    heads = dict(zip(COLUMNS[2:], _cells(verdict)[2:], strict=True))
+    console.print(
+        f"{verdict.row}, {verdict.mode}: {heads}, exits {verdict.exits}, {verdict.seconds:g} s", highlight=False
+    )
+    for problem in verdict.problems:
+        console.print(f"    {problem}", style="red", highlight=False)
+
+
+def _write(path: Path, amount: Amount, verdicts: list[Verdict], **more: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    document = {"machine": machine, "amount": asdict(amount), **more, "rows": [asdict(each) for each in verdicts]}
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MissingServiceError as error:
+        sys.exit(str(error))

@@ -1,0 +1,256 @@
+"""One row of the table: a deployment, a load, faults again and again, and the verdict.
+
+The assertions are those of Apache Kafka's own test of transactions: nothing is lost, every partition is in order,
+and duplicates are none where exactly once is promised, for a reader at the end and for one that reads all the while.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka.admin import AdminClient
+from stream_vae.tools.audit import audit_of
+
+from chaos.backends import Redis
+from chaos.faults import (
+    Fault,
+    Kill,
+    KillBroker,
+    KillRedis,
+    KillSupervisor,
+    Scale,
+    Scene,
+    SlowRedis,
+    Stop,
+    StopRedis,
+    Terminate,
+)
+from chaos.load import Load, Place, Sent, clean, spoiled
+from chaos.witness import Findings, Witness
+from chaos.workers import START_TIMEOUT_S, Fleet, Processes, RayFleet
+from deployment import Deployment, deploy
+from servers import Broker
+
+MODES = ("at_least_once", "exactly_once")
+PARTITIONS = 4
+RECOVERY_TIMEOUT_S = 150
+"""Above a transaction's time-out of 30 s, the group's session and a start, several times over."""
+SETTLE_TIMEOUT_S = 150
+"""Longest standstill while the rest is worked off."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happens to a deployment, again and again."""
+
+    name: str
+    faults: tuple[Fault, ...]
+    every_s: float = 5.0
+    """From one recovery to the next fault."""
+    workers: int = 2
+    ray: bool = False
+    spoiled: bool = False
+    redis: bool = False
+    may_exit: bool = False
+    """Whether workers may end by themselves and be started anew: when the broker is away for long, say."""
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+ROWS = (
+    Row("workers killed", (Kill(),)),
+    Row("workers drained", (Terminate(),)),
+    Row("workers stopped past session", (Stop(), Stop(lasts_s=40.0, name="SIGSTOP 40 s")), may_exit=True),
+    Row("broker killed", (KillBroker(),), may_exit=True),
+    Row("Redis killed, stopped, slow", (KillRedis(), StopRedis(), SlowRedis()), redis=True),
+    Row("bad input, killed", (Kill(),), spoiled=True),
+    Row("scaled under load", (Scale(),), workers=1),
+    Row("Ray: all killed", (Kill(), KillSupervisor()), ray=True, every_s=10.0),
+)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is sent."""
+
+    seconds: float = 60.0
+    a_second: float = 100.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one row came to."""
+
+    row: str
+    mode: str
+    faults: int
+    kills: int
+    messages: int
+    dead_letters: int
+    lost: int
+    duplicated: int
+    differing: int
+    disordered: int
+    recovery_s: list[float]
+    """By fault: from its end until of every partition something came out that was sent later."""
+    silence_s: float
+    """The longest time for which nothing came of some partition."""
+    exits: list[int]
+    seconds: float
+    problems: list[str]
+
+    @property
+    def recovery(self) -> str:
+        if not self.recovery_s:
+            return "-"
+        return f"{statistics.median(self.recovery_s):.1f} / {max(self.recovery_s):.1f}"
+
+
+def play(
+    row: Row,
+    mode: str,
+    broker: Broker,
+    packets: Sequence[bytes],
+    folder: Path,
+    *,
+    amount: Amount,
+    survey: str = "ztf",
+    lite: bool = False,
+) -> Verdict:
+    """Run one row in one mode; what is wrong with the outcome is in the verdict and raises nothing."""
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        redis = stack.enter_context(closing(Redis(folder))) if row.redis else None
+        deployment = _deployed(row, mode, broker, folder, survey, redis, lite=lite)
+        stack.callback(_delete_topics, deployment)
+        fleet = stack.enter_context(closing((RayFleet if row.ray else Processes)(deployment, folder, row.workers)))
+        witness = Witness(deployment)
+        stack.callback(witness.stop)
+        items = (spoiled if row.spoiled else clean)(packets)
+        load = Load(deployment, items, a_second=amount.a_second, partitions=PARTITIONS)
+        scene = Scene(broker, redis, fleet, load, witness, PARTITIONS, random.Random(f"{row.name} {mode}"))
+        recoveries = _strike(row, scene, amount.seconds)
+        silence_s = witness.silence_s
+        load.stop()
+        _work_off(scene)
+        stuck = _drain(fleet)
+        witness.stop()
+        last = Witness(deployment, to_the_end=True)
+        last.stop()
+        found, problems = _judge(mode, deployment, load.sent, witness, last)
+        problems += stuck
+        recovered = [each for each in recoveries if each is not None]
+        if len(recovered) < len(recoveries):
+            problems.append(f"after {len(recoveries) - len(recovered)} faults it did not recover")
+        if fleet.exits and not row.may_exit:
+            problems.append(f"workers ended by themselves, with {fleet.exits}")
+    return Verdict(
+        row=row.name,
+        mode=mode,
+        faults=len(recoveries),
+        kills=scene.kills,
+        messages=len(load.sent),
+        dead_letters=sum(fate.dead_crc is not None for fate in last.fates.values()),
+        lost=found.lost,
+        duplicated=found.duplicated,
+        differing=found.differing,
+        disordered=found.disordered,
+        recovery_s=[round(each, 2) for each in recovered],
+        silence_s=round(silence_s, 2),
+        exits=fleet.exits,
+        seconds=round(time.monotonic() - began, 1),
+        problems=problems,
+    )
+
+
+def _deployed(
+    row: Row, mode: str, broker: Broker, folder: Path, survey: str, redis: Redis | None, *, lite: bool
+) -> Deployment:
+    sections: dict[str, dict[str, Any]] = {name: dict(values) for name, values in row.sections.items()}
+    sections.setdefault("delivery", {})["mode"] = mode
+    sections.setdefault("kafka", {})["output_topic" if lite else "lite_topic"] = None
+    if redis is not None:
+        sections["reservoir"] = {"url": redis.url, "capacity": 2_000}
+    return deploy(broker.kafka, folder, survey=survey, partitions=PARTITIONS, **sections)
+
+
+def _delete_topics(deployment: Deployment) -> None:
+    """Give the disk back: a minute of real alerts is a gigabyte."""
+    section = deployment.settings.kafka
+    topics = [deployment.input, section.output_topic, section.lite_topic, section.dead_letter_topic]
+    admin = AdminClient({"bootstrap.servers": deployment.kafka.bootstrap_servers})
+    for answer in admin.delete_topics([topic for topic in topics if topic]).values():
+        answer.result(60)
+
+
+def _strike(row: Row, scene: Scene, seconds: float) -> list[float | None]:
+    """Inject faults as long as the load lasts; give the recovery after each."""
+    _await_flow(scene, time.time() * 1000, START_TIMEOUT_S)
+    end, recoveries = time.monotonic() + seconds, []
+    for fault in cycle(row.faults):
+        scene.tend(scene.chance.uniform(0.5, 1.5) * row.every_s)
+        if recoveries and time.monotonic() >= end:
+            break
+        fault.inject(scene)
+        scene.tend(fault.lasts_s)
+        fault.heal(scene)
+        recoveries.append(_await_flow(scene, time.time() * 1000, RECOVERY_TIMEOUT_S))
+        if recoveries[-1] is None:
+            break
+    return recoveries
+
+
+def _await_flow(scene: Scene, since_ms: float, timeout_s: float) -> float | None:
+    start = time.monotonic()
+    while not scene.flows_since(since_ms):
+        if time.monotonic() - start > timeout_s:
+            return None
+        scene.tend(0.1)
+    return time.monotonic() - start
+
+
+def _work_off(scene: Scene) -> None:
+    """Wait until all that was sent came out, as long as anything does."""
+    before, since = -1, time.monotonic()
+    while len(scene.witness.fates) < len(scene.load.sent) and time.monotonic() - since < SETTLE_TIMEOUT_S:
+        if len(scene.witness.fates) != before:
+            before, since = len(scene.witness.fates), time.monotonic()
+        scene.tend(0.5)
+
+
+def _drain(fleet: Fleet) -> list[str]:
+    """Let the fleet leave; give what is wrong with how it does."""
+    try:
+        fleet.drain()
+    except AssertionError as error:
+        return [str(error)]
+    return []
+
+
+def _judge(
+    mode: str, deployment: Deployment, sent: Mapping[Place, Sent], witness: Witness, last: Witness
+) -> tuple[Findings, list[str]]:
+    problems = []
+    for reader, name in ((witness, "concurrent"), (last, "final")):
+        found = reader.findings(sent)
+        wrong = ["lost", "invented", "differing", "misplaced", "disordered"]
+        if mode == "exactly_once":
+            wrong += ["duplicated", "steps_back"]
+        problems += [f"{getattr(found, each)} {each} for the {name} reader" for each in wrong if getattr(found, each)]
+    if (witness.read, witness.fingerprint) != (last.read, last.fingerprint):
+        problems.append(f"the readers disagree: {witness.read} messages then, {last.read} at the end")
+    lines = audit_of(deployment.settings.kafka, deep=True)
+    pages = [line.page for line in lines if line.page is not None]
+    if not all(line.balanced and line.lag == 0 for line in lines) or len(pages) < len(lines):
+        problems.append(f"the books do not balance: {lines}")
+    if sum(page.consumed for page in pages) != len(sent):
+        problems.append(f"the books have {sum(page.consumed for page in pages)} messages of {len(sent)}")
+    if sum(line.duplicates or 0 for line in lines) != found.duplicated:
+        problems.append(f"the audit sees other duplicates: {lines}")
+    return found, problems
