@@ -258,7 +258,8 @@ def _score_pictures(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[
     if any(item.score is not None or "own_score" in item.merits for item in evaluation.judgements):
         caption = (
             "Share of real stamps among those of like score, in ten equal intervals, with 95% Wilson intervals; on the "
-            "diagonal a score is a probability. ECE: expected calibration error with its bootstrap interval. Scores "
+            "diagonal a score is a probability. ECE: expected calibration error with its bootstrap interval; drawing "
+            "again scatters the bins, which adds to the error, so a small one lies low in its interval or below. Scores "
             "are probabilities for the mix of classes that they were fitted or calibrated on; another mix bends the "
             "curve."
         )
