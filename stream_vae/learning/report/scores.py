@@ -105,7 +105,8 @@ def draw_reliability(evaluation: Evaluation, looks: Mapping[str, Style]) -> Any:
             _reliability(axis, score, real, look.colour, look.marker, label, shift=0.004 * (i - len(items) / 2))
         axis.set(xlabel="mean score", ylabel="share of real stamps", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         axis.set_title(title, fontsize=9)
-        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))  # beside the bars, which fill the panel
+        # Beside the bars, which fill the panel.
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
