@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 from stream_vae.embedded.kafka import EmbeddedKafka
 
-from servers import REPOSITORY, Kafka, MissingServiceError, RedisServer, real_kafka, real_redis
+from servers import REPOSITORY, Kafka, MissingServiceError, RedisServer, SecureListeners, real_kafka, real_redis
 
 Server = TypeVar("Server")
 
@@ -39,8 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """A real Apache Kafka."""
-    with _started(real_kafka(small=True)) as server:
+    with _started(real_kafka(for_tests=True)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(kafka: Kafka) -> tuple[Kafka, SecureListeners]:
+    """The real Apache Kafka and its secure listeners; one that was given has none that we know."""
+    if kafka.secure is None:
+        pytest.skip("KAFKA_BOOTSTRAP names a Kafka without the users and certificates of these tests")
+    return kafka, kafka.secure
 
 
 @pytest.fixture(scope="session")
