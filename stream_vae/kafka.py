@@ -180,7 +180,18 @@ class _WithoutPasswords(logging.Filter):
 _without_passwords = _WithoutPasswords()
 
 
-def make(client: Callable[..., Any], options: dict[str, Any]) -> Any:
+class _LastLine(logging.Handler):
+    """Keeps librdkafka's last line that tells something; all of them show at the most verbose level alone."""
+
+    line = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.debug("%s", record.getMessage())
+        if "brokers are down" not in (line := record.getMessage().partition("]: ")[2]):
+            self.line = line
+
+
+def make(client: Callable[..., Any], options: dict[str, Any], logger: logging.Logger = log) -> Any:
     """Make a client, or say which option is wrong.
 
     Parameters
@@ -189,11 +200,13 @@ def make(client: Callable[..., Any], options: dict[str, Any]) -> Any:
         ``Consumer``, ``Producer`` or ``AdminClient``.
     options : dict
         librdkafka configuration.
+    logger : Logger
+        For librdkafka's own log; ``stream_vae.kafka`` if absent.
 
     Returns
     -------
     Consumer, Producer or AdminClient
-        The client; librdkafka's own log goes to the ``stream_vae.kafka`` logger.
+        The client.
 
     Raises
     ------
@@ -202,7 +215,7 @@ def make(client: Callable[..., Any], options: dict[str, Any]) -> Any:
     """
     log.addFilter(_without_passwords)  # once, however often
     try:
-        return client(options, logger=log)
+        return client(options, logger=logger)
     except (KafkaException, ValueError, TypeError) as error:
         detail = error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
         remedy = "See kafka.options and kafka.*_options."
@@ -307,7 +320,10 @@ def cluster(settings: KafkaSettings, timeout_s: float = 10.0, topic: str | None 
         If no broker answers, or none that we trust, or none that trusts us.
     """
     complaints: list[KafkaError] = []
-    client = make(AdminClient, common_options(settings) | {"error_cb": complaints.append})
+    # librdkafka would log each of a hundred attempts, and the error says it once.
+    last, logger = _LastLine(), logging.Logger("stream_vae.kafka.start")  # noqa: LOG001 - one a call, for nobody else
+    logger.addHandler(last)
+    client = make(AdminClient, common_options(settings) | {"error_cb": complaints.append}, logger)
     deadline = monotonic() + timeout_s
     while True:
         try:
@@ -320,9 +336,8 @@ def cluster(settings: KafkaSettings, timeout_s: float = 10.0, topic: str | None 
                 telling = [each for each in complaints if each.code() not in _SAYS_LITTLE]
                 reason = (hopeless or telling or complaints or [error.args[0]])[-1]
                 authority = common_options(settings).get("ssl.ca.location")
-                raise refusal(
-                    reason, settings.bootstrap_servers, authority, f"does not answer within {timeout_s:g} s"
-                ) from error
+                what = f"does not answer within {timeout_s:g} s"
+                raise refusal(reason, settings.bootstrap_servers, authority, what, last.line) from error
 
 
 _STEP_S = 1.0

@@ -35,7 +35,7 @@ def is_hopeless(error: KafkaError) -> bool:
     return error.code() in _HOPELESS or _TLS_ALERT.search(error.str()) is not None
 
 
-def refusal(error: KafkaError, servers: str, authority: str | None, what: str) -> ConfigError:
+def refusal(error: KafkaError, servers: str, authority: str | None, what: str, last_line: str = "") -> ConfigError:
     """Say what keeps a client from its brokers, and which setting is for it.
 
     Parameters
@@ -48,13 +48,16 @@ def refusal(error: KafkaError, servers: str, authority: str | None, what: str) -
         The file of the authority that we trust, as ``ssl.ca.location`` has it.
     what : str
         What the brokers do, where the fault is neither credentials nor certificates.
+    last_line : str
+        Of librdkafka's log: brokers that hang up are told of there alone.
 
     Returns
     -------
     ConfigError
         With the remedy.
     """
-    says = _FRAMING.sub("", error.str()).strip().rstrip(".")
+    little = error.code() == KafkaError._ALL_BROKERS_DOWN and last_line  # noqa: SLF001
+    says = _FRAMING.sub("", last_line if little else error.str()).strip().rstrip(".")
     where = f"Kafka at kafka.bootstrap_servers = {servers!r}"
     if error.code() == KafkaError._AUTHENTICATION:  # noqa: SLF001
         return ConfigError(
@@ -73,6 +76,12 @@ def refusal(error: KafkaError, servers: str, authority: str | None, what: str) -
         return ConfigError(
             f"{where} does not speak TLS with us: {says}.",
             remedy="Check security.protocol and the port: is it the brokers' TLS listener?",
+        )
+    if "Disconnected" in says:
+        return ConfigError(
+            f"{where} hangs up: {says}.",
+            remedy="Set security.protocol in kafka.options to that of the listener at this port: PLAINTEXT, SSL, "
+            "SASL_SSL or SASL_PLAINTEXT.",
         )
     return ConfigError(
         f"{where} {what}: {says}.",

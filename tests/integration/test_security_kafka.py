@@ -16,6 +16,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from stream_vae.errors import ConfigError
+from stream_vae.kafka import cluster
 from stream_vae.runtime.start_up import check_surroundings
 from stream_vae.settings import from_plain, to_plain
 from stream_vae.sky.packets import simulate_packets
@@ -142,6 +143,18 @@ def test_wrong_credentials_are_told_with_their_keys(by_password, changes):
 
 def test_a_mechanism_that_brokers_do_not_have_is_told_with_those_that_they_have(by_password):
     refused(with_options(by_password, sasl_mechanism="PLAIN"), "SCRAM-SHA-512", "sasl.mechanism")
+
+
+@pytest.mark.parametrize(("listener", "protocol"), [("passwords", "PLAINTEXT"), ("bootstrap_servers", "SASL_SSL")])
+def test_a_listener_of_another_protocol_hangs_up_and_the_key_for_it_is_named(
+    by_password, secure_kafka, listener, protocol
+):
+    kafka, secure = secure_kafka
+    servers = secure.passwords if listener == "passwords" else kafka.bootstrap_servers
+    settings = with_options(by_password, security_protocol=protocol)
+    section = settings.kafka.model_copy(update={"bootstrap_servers": servers})
+    with pytest.raises(ConfigError, match=r"hangs up: .*security\.protocol"):
+        cluster(section, timeout_s=2)
 
 
 def test_a_wrong_password_ends_run_and_is_not_shown_even_with_a_traceback(by_password, tmp_path):
