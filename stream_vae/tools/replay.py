@@ -107,7 +107,7 @@ def spoiled(packets: Iterable[Sent], *, duplicates: float, corrupt: float, seed:
     Sent
         With the fault's name where there is one.
     """
-    from stream_vae.sky import faults
+    from stream_vae.faults import corpus as faults
 
     rng = np.random.default_rng(seed)
     turn = 0
