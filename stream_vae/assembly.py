@@ -81,10 +81,11 @@ def registry_of(settings: RegistrySettings) -> SchemaSource | None:
     """
     if settings.url is None:
         return None
+    authority = None if settings.ca_file is None else str(settings.ca_file)
     if settings.username is None:
-        return open_registry(settings.url)
+        return open_registry(settings.url, ca_file=authority)
     password = settings.password.get_secret_value() if settings.password else ""
-    return open_registry(settings.url, (settings.username, password))
+    return open_registry(settings.url, (settings.username, password), ca_file=authority)
 
 
 def _schemaless(settings: KafkaSettings) -> Mapping[str, Any] | None:
@@ -195,7 +196,8 @@ def reservoir_of(settings: Settings, *, timeout_s: float = 10.0) -> Reservoir:
             remedy='Add `url = "redis://HOST:6379/0"` under [reservoir] for the workers too: they fill it.',
         )
     url = settings.reservoir.url.get_secret_value()
-    return Reservoir(connect(url, timeout_s=timeout_s), profile_of(settings).name, where=address(url))
+    client = connect(url, timeout_s=timeout_s, ca_file=settings.reservoir.ca_file)
+    return Reservoir(client, profile_of(settings).name, where=address(url))
 
 
 def offering_of(settings: Settings, release: Release, metrics: Metrics) -> Offering | None:

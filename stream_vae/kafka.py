@@ -4,15 +4,36 @@ librdkafka's options of the settings win over the choices made here, except for 
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import SecretStr
 
-from stream_vae.errors import ConfigError, FatalError, RetriableError
+from stream_vae.errors import ConfigError
+from stream_vae.kafka_refusals import as_error, is_hopeless, refusal
 from stream_vae.settings import DeliverySettings, KafkaSettings
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = [
+    "admin",
+    "as_error",
+    "cluster",
+    "common_options",
+    "consumer_options",
+    "create_topics",
+    "hidden",
+    "make",
+    "partitions",
+    "plain_consumer",
+    "plain_producer",
+    "producer_options",
+]
 
 log = logging.getLogger("stream_vae.kafka")
 
@@ -146,7 +167,31 @@ def _refuse(settings: KafkaSettings, own: str, fixed: Iterable[str]) -> None:
             )
 
 
-def make(client: Callable[..., Any], options: dict[str, Any]) -> Any:
+class _WithoutPasswords(logging.Filter):
+    """Takes passwords out of URLs: librdkafka hides its own secrets, and shows those of an endpoint's URL."""
+
+    _PASSWORD = re.compile(r"(://[^/?#\s:]*):[^/?#\s]*@")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._PASSWORD.sub(r"\1:***@", record.getMessage()), ()
+        return True
+
+
+_without_passwords = _WithoutPasswords()
+
+
+class _LastLine(logging.Handler):
+    """Keeps librdkafka's last line that tells something; all of them show at the most verbose level alone."""
+
+    line = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.debug("%s", record.getMessage())
+        if "brokers are down" not in (line := record.getMessage().partition("]: ")[2]):
+            self.line = line
+
+
+def make(client: Callable[..., Any], options: dict[str, Any], logger: logging.Logger = log) -> Any:
     """Make a client, or say which option is wrong.
 
     Parameters
@@ -155,24 +200,31 @@ def make(client: Callable[..., Any], options: dict[str, Any]) -> Any:
         ``Consumer``, ``Producer`` or ``AdminClient``.
     options : dict
         librdkafka configuration.
+    logger : Logger
+        For librdkafka's own log; ``stream_vae.kafka`` if absent.
 
     Returns
     -------
     Consumer, Producer or AdminClient
-        The client; librdkafka's own log goes to the ``stream_vae.kafka`` logger.
+        The client.
 
     Raises
     ------
     ConfigError
         If librdkafka refuses the options.
     """
+    log.addFilter(_without_passwords)  # once, however often
     try:
-        return client(options, logger=log)
+        return client(options, logger=logger)
     except (KafkaException, ValueError, TypeError) as error:
         detail = error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
-        raise ConfigError(
-            f"librdkafka refuses the settings: {detail}.", remedy="See kafka.options and kafka.*_options."
-        ) from error
+        remedy = "See kafka.options and kafka.*_options."
+        if (option := re.search(r"ssl\.\w+\.(location|pem)", detail)) is not None:
+            remedy = (
+                f"Check that {option.group()} in kafka.options names a PEM file that this user may read, and "
+                "ssl.key.password if it holds an encrypted key."
+            )
+        raise ConfigError(f"librdkafka refuses the settings: {detail}.", remedy=remedy) from error
 
 
 def admin(settings: KafkaSettings) -> AdminClient:
@@ -245,6 +297,85 @@ def plain_producer(settings: KafkaSettings, **options: Any) -> Producer:
     return make(Producer, producer_options(settings, DeliverySettings()) | extra)
 
 
+def cluster(settings: KafkaSettings, timeout_s: float = 10.0, topic: str | None = None) -> Any:
+    """Ask the brokers what there is, and find out why where they do not answer.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    timeout_s : float
+        Longest wait.
+    topic : str, optional
+        Ask for this one alone.
+
+    Returns
+    -------
+    ClusterMetadata
+        Brokers and topics.
+
+    Raises
+    ------
+    ConfigError
+        If no broker answers, or none that we trust, or none that trusts us.
+    """
+    complaints: list[KafkaError] = []
+    # librdkafka would log each of a hundred attempts, and the error says it once.
+    last, logger = _LastLine(), logging.Logger("stream_vae.kafka.start")  # noqa: LOG001 - one a call, for nobody else
+    logger.addHandler(last)
+    client = make(AdminClient, common_options(settings) | {"error_cb": complaints.append}, logger)
+    deadline = monotonic() + timeout_s
+    while True:
+        try:
+            return client.list_topics(topic, timeout=min(_STEP_S, timeout_s))
+        except KafkaException as error:
+            client.poll(0)  # complaints wait for it
+            hopeless = [each for each in complaints if is_hopeless(each)]
+            if hopeless or monotonic() > deadline:
+                # "All brokers are down" and time-outs come besides what tells more.
+                telling = [each for each in complaints if each.code() not in _SAYS_LITTLE]
+                reason = (hopeless or telling or complaints or [error.args[0]])[-1]
+                authority = common_options(settings).get("ssl.ca.location")
+                what = f"does not answer within {timeout_s:g} s"
+                raise refusal(reason, settings.bootstrap_servers, authority, what, last.line) from error
+
+
+_STEP_S = 1.0
+_SAYS_LITTLE = frozenset((KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT))  # noqa: SLF001
+
+
+def hidden(settings: KafkaSettings, topics: Iterable[str], timeout_s: float = 4.0) -> frozenset[str]:
+    """Tell which topics brokers do not show us, whether they exist or not.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+        ``[kafka]``.
+    topics : iterable of str
+        Names that are missing from the metadata.
+    timeout_s : float
+        Longest wait.
+
+    Returns
+    -------
+    frozenset of str
+        Those for which we lack the right DESCRIBE; empty where brokers do not tell.
+    """
+    client = admin(settings)
+    if client.list_topics(timeout=timeout_s).controller_id < 0:
+        return frozenset()  # the embedded Kafka has no controller, and would let us wait for one
+    futures = client.describe_topics(TopicCollection(list(topics)), request_timeout=timeout_s)
+    return frozenset(name for name, future in futures.items() if _is_forbidden(future))
+
+
+def _is_forbidden(future: "Future[Any]") -> bool:
+    try:
+        future.result()
+    except KafkaException as error:
+        return bool(error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    return False
+
+
 def partitions(settings: KafkaSettings, topics: Iterable[str], timeout_s: float = 10.0) -> dict[str, int]:
     """Ask the brokers for topics.
 
@@ -260,22 +391,14 @@ def partitions(settings: KafkaSettings, topics: Iterable[str], timeout_s: float 
     Returns
     -------
     dict
-        Number of partitions by topic; topics that do not exist are left out.
+        Number of partitions by topic; topics that do not exist, or that we may not see, are left out.
 
     Raises
     ------
     ConfigError
-        If no broker answers.
+        If no broker answers, or none that we trust, or none that trusts us.
     """
-    client = admin(settings)
-    try:
-        found = client.list_topics(timeout=timeout_s).topics
-    except KafkaException as error:
-        raise ConfigError(
-            f"No Kafka broker answers at kafka.bootstrap_servers = {settings.bootstrap_servers!r} within "
-            f"{timeout_s:g} s: {error.args[0].str()}.",
-            remedy="Check the address, the network and kafka.options (security.protocol); `stream-vae doctor` helps.",
-        ) from error
+    found = cluster(settings, timeout_s).topics
     return {name: len(found[name].partitions) for name in topics if name in found and not found[name].error}
 
 
@@ -301,25 +424,7 @@ def create_topics(settings: KafkaSettings, topics: Mapping[str, int]) -> None:
             future.result(timeout=30)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise ConfigError(f"Topic {name} cannot be created: {error.args[0].str()}.") from error
-
-
-def as_error(error: KafkaError, doing: str) -> FatalError | RetriableError:
-    """Turn librdkafka's error into ours.
-
-    Parameters
-    ----------
-    error : KafkaError
-        What a client reported.
-    doing : str
-        What was being done, for the message.
-
-    Returns
-    -------
-    FatalError or RetriableError
-        By what helps: a new process, or waiting.
-    """
-    message = f"Kafka, {doing}: {error.str()} ({error.name()})."
-    if error.retriable() and not error.fatal():
-        return RetriableError(message)
-    return FatalError(message)
+                raise ConfigError(
+                    f"Topic {name} cannot be created: {error.args[0].str()}.",
+                    remedy="Create it by hand (kafka-topics.sh --create), or grant our user CREATE on the cluster.",
+                ) from error

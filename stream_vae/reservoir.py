@@ -118,7 +118,7 @@ class Stats:
     preprocessing: dict[str, Any] | None
 
 
-def connect(url: str, *, timeout_s: float) -> Any:
+def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
     """Make a client that gives up soon and never tries again by itself; nothing is sent yet.
 
     Parameters
@@ -127,6 +127,8 @@ def connect(url: str, *, timeout_s: float) -> Any:
         ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user and password if need be.
     timeout_s : float
         Of connecting and of each answer.
+    ca_file : Path, optional
+        PEM file of the authority that signed the server's certificate; absent: the well-known ones.
 
     Returns
     -------
@@ -136,15 +138,26 @@ def connect(url: str, *, timeout_s: float) -> Any:
     Raises
     ------
     ConfigError
-        If the URL is none; its password is not shown.
+        If the URL is none, or the file is; the URL's password is not shown.
     """
+    if ca_file is not None and not url.startswith("rediss://"):
+        raise ConfigError(
+            "reservoir.ca_file is for TLS, and reservoir.url does not begin with rediss://.",
+            remedy="Write rediss://HOST:PORT/0, or leave reservoir.ca_file out.",
+        )
+    if ca_file is not None and not ca_file.is_file():
+        raise ConfigError(
+            f"reservoir.ca_file = {ca_file} is no file.", remedy="Name the PEM file of the server's authority."
+        )
+    trusting = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
     try:
         return redis.Redis.from_url(
             url,
+            **trusting,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
-            client_name="stream-vae",
+            # No client_name: to set one is a right that a worker's user need not have.
         )
     except ValueError as error:
         raise ConfigError(
@@ -366,13 +379,29 @@ class Reservoir:
     def _answering(self) -> Iterator[None]:
         try:
             yield
+        except redis.AuthenticationError as error:
+            raise ConfigError(
+                f"Redis at reservoir.url = {self.where} does not accept our user and password: {error}.",
+                remedy="Check them in reservoir.url: redis://USER:PASSWORD@HOST:PORT/0.",
+            ) from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            if "certificate verify failed" in str(error):
+                raise ConfigError(
+                    f"The certificate of Redis at reservoir.url = {self.where} is not trusted: {error}.",
+                    remedy="Set reservoir.ca_file to the PEM file of the authority that signed it, and name the server "
+                    "in reservoir.url as its certificate does.",
+                ) from error
             raise ConfigError(
                 f"No Redis answers at reservoir.url = {self.where}: {error}.",
                 remedy="Check that it runs and that address, user and password are right; `stream-vae doctor` helps.",
             ) from error
+        except redis.exceptions.NoPermissionError as error:
+            raise ConfigError(
+                f"Redis at {self.where} refuses: {error}.",
+                remedy="Let another user do this, or grant it.",
+            ) from error
         except redis.RedisError as error:
-            raise ConfigError(f"Redis at {self.where} refuses: {error}.") from error
+            raise ConfigError(f"Redis at {self.where} refuses: {error}.", remedy="See the server's log.") from error
 
 
 def layout_error(survey: str, where: str, layout: str) -> ConfigError:

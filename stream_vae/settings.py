@@ -43,8 +43,9 @@ SECRETS_DIR_VARIABLE = "STREAM_VAE_SECRETS_DIR"
 """A directory with one file per secret, named like the variables: ``kafka__sasl_password``."""
 
 Option = str | int | float | bool
-_SECRET_OPTION = re.compile(r"password|secret|\.pem$|oauthbearer\.config$")
+_SECRET_OPTION = re.compile(r"password|passphrase|secret|\.pem$|oauthbearer\.config$")
 """librdkafka's options that hold secrets, by their names."""
+_URL_WITH_PASSWORD = re.compile(r"://[^/?#]*:[^/?#]*@")
 
 
 def _comma_separated(value: object) -> object:
@@ -52,10 +53,13 @@ def _comma_separated(value: object) -> object:
 
 
 def _hide_secrets(options: Mapping[str, Option | SecretStr]) -> dict[str, Option | SecretStr]:
-    return {
-        name: SecretStr(str(value)) if _SECRET_OPTION.search(name) and not isinstance(value, SecretStr) else value
-        for name, value in options.items()
-    }
+    return {name: SecretStr(str(value)) if _is_secret(name, value) else value for name, value in options.items()}
+
+
+def _is_secret(name: str, value: object) -> bool:
+    if isinstance(value, SecretStr):
+        return False  # it is hidden already
+    return _SECRET_OPTION.search(name) is not None or _URL_WITH_PASSWORD.search(str(value)) is not None
 
 
 Options = Annotated[dict[str, Option | SecretStr], AfterValidator(_hide_secrets)]
@@ -139,6 +143,15 @@ class ReleaseSettings(Section):
     id: str | None = Field(default=None, description="a release id; absent: the store's current one")
     threads: int = Field(default=1, ge=1, description="ONNX Runtime threads of one worker")
 
+    @model_validator(mode="after")
+    def _keeps_its_password_apart(self) -> "ReleaseSettings":
+        if _URL_WITH_PASSWORD.search(self.store):
+            raise ValueError(
+                "take the password out of release.store, which is shown in messages: the store's own variables are for "
+                "it (AWS_SECRET_ACCESS_KEY and the like), or FSSPEC_<SCHEME>_PASSWORD"
+            )
+        return self
+
 
 class RegistrySettings(Section):
     """The schema registry of Confluent-framed topics."""
@@ -146,10 +159,13 @@ class RegistrySettings(Section):
     url: str | None = Field(default=None, description="http(s) URL, mock://NAME, or a folder of <id>.avsc files")
     username: str | None = None
     password: SecretStr | None = None
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority behind https; absent: the well-known ones"
+    )
 
     @model_validator(mode="after")
     def _keeps_its_password_apart(self) -> "RegistrySettings":
-        if self.url is not None and "@" in urlsplit(self.url).netloc:
+        if any("@" in urlsplit(part).netloc for part in (self.url or "").split(",")):
             raise ValueError("take user and password out of registry.url: registry.username and registry.password")
         return self
 
@@ -177,6 +193,9 @@ class FleetSettings(Section):
     """Ray workers, for ``run --workers N``."""
 
     cpus_per_worker: float = Field(default=1.0, ge=0, description="CPUs that Ray sets aside for a worker")
+    wait_for_cpus: bool = Field(
+        default=False, description="the Ray cluster adds nodes on demand: do not refuse one that is too small now"
+    )
     start_timeout_s: float = Field(
         default=180.0, gt=0, description="longest wait until a worker consumes: its place in the cluster, its release"
     )
@@ -194,6 +213,9 @@ class ReservoirSettings(Section):
 
     url: SecretStr | None = Field(
         default=None, description="redis://[user:password@]host:port/db, rediss:// for TLS, or unix:///path"
+    )
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority behind rediss; absent: the well-known ones"
     )
     capacity: int = Field(default=50_000, ge=1, le=10_000_000, description="stamps to keep, about 1 kB each")
 

@@ -19,6 +19,7 @@ from servers import (
     Kafka,
     MissingServiceError,
     RedisServer,
+    SecureListeners,
     real_kafka,
     real_redis,
 )
@@ -54,15 +55,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """A real Apache Kafka."""
-    with _started(real_kafka(small=True)) as server:
+    with _started(real_kafka(for_tests=True)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def mortal_broker() -> Iterator[Broker]:
     """A real Apache Kafka of one module's own, to be killed and started again."""
-    with _started(own_broker(small=True)) as server:
+    with _started(own_broker(for_tests=True)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(kafka: Kafka) -> tuple[Kafka, SecureListeners]:
+    """The real Apache Kafka and its secure listeners; one that was given has none that we know."""
+    if kafka.secure is None:
+        pytest.skip("KAFKA_BOOTSTRAP names a Kafka without the users and certificates of these tests")
+    return kafka, kafka.secure
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,9 @@
 """The servers that tests talk to: one real Apache Kafka and one real Redis or Valkey, both on loopback.
 
+The Kafka of the tests has listeners of every kind: a plain one, whose anonymous user may do everything, for the tests'
+own hands and for all that is not about security, and beside it one with passwords over TLS and one with client
+certificates, whose users may do only what a test grants them.
+
 Each is one process with a temporary folder, started on first use and ended by its pid. `KAFKA_BOOTSTRAP` and
 `REDIS_URL` name servers that run already; then nothing is started. What is missing is told by `MissingServiceError`,
 which the fixtures turn into a failure in CI and a skip at home.
@@ -17,12 +21,15 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import redis
 from confluent_kafka.admin import AdminClient, NewTopic
 from stream_vae.embedded.kafka import CONSUMER_OPTIONS, EmbeddedKafka
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import ConfigError
+
+from certificates import KEY_PASSWORD, Certificates, NoOpensslError, make_certificates
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KAFKA_FILES = REPOSITORY / "tests" / "kafka"
@@ -67,9 +74,64 @@ num.network.threads=2
 num.io.threads=2
 """
 
+# On top of these: users with passwords, users with certificates, and rights. Whoever comes to the plain listener is
+# User:ANONYMOUS.
+SECURITY_PROPERTIES = """\
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},\\
+PASSWORDS://127.0.0.1:{sasl_port},CERTIFICATES://127.0.0.1:{mtls_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},PASSWORDS://127.0.0.1:{sasl_port},CERTIFICATES://127.0.0.1:{mtls_port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PASSWORDS:SASL_SSL,CERTIFICATES:SSL
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.passwords.scram-sha-512.sasl.jaas.config=\\
+org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.certificates.ssl.client.auth=required
+ssl.keystore.type=PEM
+ssl.keystore.location={certificates.server_keystore}
+ssl.truststore.type=PEM
+ssl.truststore.location={certificates.authority}
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+"""
+SCRAM_USER, SCRAM_PASSWORD = "scram-worker", "password-of-the-scram-worker"
+MTLS_USER = "mtls-worker"
+
 
 class MissingServiceError(Exception):
     """This machine lacks something that a server needs; the message says what and how to get it."""
+
+
+@dataclass(frozen=True)
+class SecureListeners:
+    """Where the tests' Kafka wants to know who comes; 127.0.0.1 is the only name that its certificate has."""
+
+    passwords: str
+    """SASL_SSL with SCRAM-SHA-512, for `SCRAM_USER`."""
+    client_certificates: str
+    """SSL that demands a certificate, such as that of `MTLS_USER`."""
+    certificates: Certificates
+
+    @property
+    def scram(self) -> dict[str, Any]:
+        """Give the section [kafka] of `SCRAM_USER`."""
+        options = {"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}
+        return {
+            "bootstrap_servers": self.passwords,
+            "sasl_username": SCRAM_USER,
+            "sasl_password": SCRAM_PASSWORD,
+            "options": options | {"ssl.ca.location": str(self.certificates.authority)},
+        }
+
+    @property
+    def mtls(self) -> dict[str, Any]:
+        """Give the section [kafka] of `MTLS_USER`."""
+        options = {
+            "security.protocol": "SSL",
+            "ssl.ca.location": str(self.certificates.authority),
+            "ssl.certificate.location": str(self.certificates.certificate(MTLS_USER)),
+            "ssl.key.location": str(self.certificates.key(MTLS_USER)),
+            "ssl.key.password": KEY_PASSWORD,
+        }
+        return {"bootstrap_servers": self.client_certificates, "options": options}
 
 
 @dataclass(frozen=True)
@@ -83,6 +145,7 @@ class Kafka:
     bootstrap_servers: str
     embedded: EmbeddedKafka | None = None
     session_timeout_ms: int = 6000  # the shortest that a real broker takes by default
+    secure: SecureListeners | None = None
 
     @property
     def consumer_options(self) -> dict[str, int]:
@@ -120,15 +183,15 @@ class Kafka:
 
 
 @contextlib.contextmanager
-def real_kafka(*, small: bool = False) -> Iterator[Kafka]:
+def real_kafka(*, for_tests: bool = False) -> Iterator[Kafka]:
     """Give the Kafka of KAFKA_BOOTSTRAP, or start one for as long as the block runs.
 
-    A small one starts with half the work and is slower under load: for tests, not for measurements.
+    One for tests starts with half the work, is slower under load, and has secure listeners too: not for measurements.
     """
     if given := os.environ.get("KAFKA_BOOTSTRAP"):
         yield Kafka(given)
         return
-    with broker(small=small) as server:
+    with broker(for_tests=for_tests) as server:
         yield server.kafka
 
 
@@ -139,10 +202,10 @@ class Broker:
     outlives it.
     """
 
-    def __init__(self, jars: Path, folder: Path, jvm: Sequence[str]) -> None:
-        self._jars, self._folder, self._jvm = jars, folder, jvm
-        self._process, self._port = _start_kafka(jars, folder, jvm)
-        self.kafka = Kafka(f"127.0.0.1:{self._port}", session_timeout_ms=3000)
+    def __init__(self, jars: Path, folder: Path, certificates: Certificates | None) -> None:
+        self._jars, self._folder, self._jvm = jars, folder, SMALL_JVM if certificates else ()
+        self._process, self._port, secure = _start_kafka(jars, folder, certificates)
+        self.kafka = Kafka(f"127.0.0.1:{self._port}", session_timeout_ms=3000, secure=secure)
 
     def kill(self) -> None:
         """End the node as a power cut would, but for the disk: what it wrote is there."""
@@ -161,12 +224,12 @@ class Broker:
 
 
 @contextlib.contextmanager
-def broker(*, small: bool = False) -> Iterator[Broker]:
-    """Start a Kafka that can be killed, for as long as the block runs."""
+def broker(*, for_tests: bool = False) -> Iterator[Broker]:
+    """Start a Kafka that can be killed, for as long as the block runs; see `real_kafka`."""
     jars = kafka_jars()
     with (
         _temporary_folder("kafka") as folder,
-        contextlib.closing(Broker(jars, folder, SMALL_JVM if small else ())) as server,
+        contextlib.closing(Broker(jars, folder, _certificates(folder) if for_tests else None)) as server,
     ):
         yield server
 
@@ -201,21 +264,36 @@ def kafka_jars() -> Path:
     return jars
 
 
-def _start_kafka(jars: Path, folder: Path, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+def _certificates(folder: Path) -> Certificates:
+    try:
+        return make_certificates(folder, MTLS_USER)
+    except NoOpensslError as error:
+        raise MissingServiceError(str(error)) from error
+
+
+def _start_kafka(
+    jars: Path, folder: Path, certificates: Certificates | None
+) -> tuple[subprocess.Popen[bytes], int, SecureListeners | None]:
     log = folder / "kafka.log"
     for _ in range(START_ATTEMPTS):
-        port, controller_port = free_ports(2)
+        port, controller_port, sasl_port, mtls_port = free_ports(4)
+        ports = {"port": port, "controller_port": controller_port, "sasl_port": sasl_port, "mtls_port": mtls_port}
+        text, secure = SERVER_PROPERTIES, None
+        # A key that is given twice counts as it is given last.
+        if certificates is not None:
+            text += SECURITY_PROPERTIES
+            secure = SecureListeners(f"127.0.0.1:{sasl_port}", f"127.0.0.1:{mtls_port}", certificates)
         properties = folder / "server.properties"
-        properties.write_text(
-            SERVER_PROPERTIES.format(port=port, controller_port=controller_port, folder=folder), encoding="utf-8"
-        )
+        properties.write_text(text.format(folder=folder, certificates=certificates, **ports), encoding="utf-8")
         shutil.rmtree(folder / "data", ignore_errors=True)
         cluster_id = "c3RyZWFtLXZhZS10ZXN0cw"  # 16 bytes in URL-safe base64, as Kafka wants its ids
-        form = ("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", properties)
+        user = f"SCRAM-SHA-512=[name={SCRAM_USER},password={SCRAM_PASSWORD}]"
+        users = ["--add-scram", user] if secure else []
+        form = ("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", properties, *users)
         _java(jars, log, SMALL_JVM, *form).wait(START_TIMEOUT_S)
-        process = _java(jars, log, options, "kafka.Kafka", properties)
+        process = _java(jars, log, SMALL_JVM if secure else (), "kafka.Kafka", properties)
         if _answers(process, port):
-            return process, port
+            return process, port, secure
         _end(process)
     raise MissingServiceError(f"Kafka did not start: {log.read_text(encoding='utf-8')[-3000:]}")
 

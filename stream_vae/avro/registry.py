@@ -422,7 +422,8 @@ def _decoded(status: int, content: bytes) -> dict[str, Any]:
 def _bad_answer(status: int, answer: dict[str, Any]) -> ConfigError | RetriableError:
     if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         return ConfigError(
-            f"the schema registry answers {status}: {_message(answer)}.", remedy="Check the user and password."
+            f"the schema registry answers {status}: {_message(answer)}.",
+            remedy="Check registry.username and registry.password.",
         )
     return RetriableError(f"the schema registry answers {status}: {_message(answer)}.")
 

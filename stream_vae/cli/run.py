@@ -13,6 +13,7 @@ from stream_vae.errors import ConfigError
 from stream_vae.metrics import Metrics
 from stream_vae.runtime.health import HealthServer
 from stream_vae.runtime.process import settle_memory
+from stream_vae.runtime.start_up import check_surroundings
 from stream_vae.runtime.worker import Worker
 from stream_vae.settings import Settings
 
@@ -69,6 +70,7 @@ def run_here(settings: Settings, *, exit_when_idle_s: float | None) -> None:
         If the worker cannot start or go on.
     """
     metrics = Metrics(assembly.profile_of(settings).name)
+    check_surroundings(settings)
     worker = Worker(settings, metrics)
     settle_memory()
 

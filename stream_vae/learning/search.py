@@ -203,6 +203,11 @@ def find_similar(
             f"None of the {source.count} stamps of {source.name} can be scored.",
             remedy="Give stamps with finite pixels that are not all alike.",
         )
+    if not len(best):
+        raise ConfigError(
+            f"All {searched:,} stamps of {source.name} that can be scored are searched with themselves.",
+            remedy="Search with some of them (`--to stamps.npz:0-9`), or in other --data.",
+        )
     return Answer(release.id, seeds, _described(best, source), searched, source.count - searched, identical)
 
 

@@ -27,6 +27,11 @@ from stream_vae.model.release import CARD, ENCODER, REQUIRED, Preprocessing, Rel
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}")
 
 
+def _is_file(filesystem: Any, root: str) -> bool:
+    """Tell for a local path; of a remote one nothing is asked before it is needed."""
+    return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem) and Path(root).is_file()
+
+
 class ReleaseStore:
     """Releases under one URL, and which of them is current.
 
@@ -38,7 +43,7 @@ class ReleaseStore:
     Raises
     ------
     ConfigError
-        If the scheme is unknown or its plug-in is not installed.
+        If the scheme is unknown, its plug-in is not installed, or it is a file.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,6 +56,11 @@ class ReleaseStore:
                 remedy="Give a folder, or install the fsspec plug-in of that scheme (s3fs, gcsfs).",
             ) from error
         self._root = PurePosixPath(root)
+        if _is_file(self._fs, root):
+            raise ConfigError(
+                f"The release store {url} is a file, not a folder.",
+                remedy="Name the folder that holds releases/, or one that is to be made.",
+            )
         self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
         self._copies: Path | None = None
 

@@ -221,7 +221,7 @@ def connected(
     Raises
     ------
     ConfigError
-        If Ray is not installed, or the cluster cannot be joined.
+        If Ray is not installed, or the cluster cannot be joined or is too small.
     """
     ray = _import_ray(_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK_ONLY)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
@@ -232,8 +232,9 @@ def connected(
     else:
         _check_reachable(address)
         _joining(address, ray.init, address=address, **quiet)
-        _compare(workers * section.cpus_per_worker, ray.cluster_resources().get("CPU", 0.0))
     try:
+        if address is not None:
+            _compare(section, workers, ray.cluster_resources().get("CPU", 0.0))
         yield Cluster(ray, section, document)
     finally:
         ray.shutdown()
@@ -256,15 +257,34 @@ def _joining(name: str, init: Callable[..., Any], **options: Any) -> None:
     try:
         init(**options)
     except Exception as error:  # RuntimeError, ConnectionError, ValueError and Ray's own
+        if "Version mismatch" in str(error):
+            raise ConfigError(
+                f"Ray at {name} is of another version: {_versions(error)}.",
+                remedy="Install the same Ray and the same Python here as in the cluster.",
+            ) from error
         raise ConfigError(
             f"Ray at {name} cannot be used: {_gist(error)}.",
             remedy="Check --ray-address, that every node has the same Ray and Python, and the token (RAY_AUTH_TOKEN).",
         ) from error
 
 
-def _compare(wanted: float, there: float) -> None:
-    if wanted > there:
-        log.warning("the workers want %g CPUs and the Ray cluster has %g: some will wait for it to grow", wanted, there)
+def _versions(error: BaseException) -> str:
+    """Put Ray's table of versions on one line."""
+    return "; ".join(" ".join(line.split()) for line in str(error).splitlines()[1:] if line.strip()).rstrip(".")
+
+
+def _compare(section: FleetSettings, workers: int, there: float) -> None:
+    wanted = workers * section.cpus_per_worker
+    if wanted <= there:
+        return
+    says = f"{workers} workers want {wanted:g} CPUs and the Ray cluster has {there:g}"
+    if not section.wait_for_cpus:
+        raise ConfigError(
+            f"{says}.",
+            remedy="Take fewer --workers, lower fleet.cpus_per_worker, add nodes, or set fleet.wait_for_cpus = true "
+            "where the cluster adds them on demand.",
+        )
+    log.warning("%s: some will wait for it to grow", says)
 
 
 def _check_reachable(address: str) -> None:

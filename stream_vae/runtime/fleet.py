@@ -28,7 +28,7 @@ from stream_vae.runtime.group import Group
 from stream_vae.runtime.health import HealthServer
 from stream_vae.runtime.scaling import Scaling
 from stream_vae.runtime.slot import Slot
-from stream_vae.runtime.worker import check_topics
+from stream_vae.runtime.start_up import check_surroundings
 from stream_vae.settings import Settings, to_plain
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def run_fleet(
         If a worker dies again and again.
     """
     survey = assembly.profile_of(settings).name
-    check_topics(settings)  # the workers would find out too, some seconds later
+    check_surroundings(settings)  # the workers would find out too, some seconds later
     group = Group(settings.kafka)
     partitions = len(group.input_partitions())
     _warn_of_too_many(workers, partitions)

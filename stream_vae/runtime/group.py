@@ -51,7 +51,10 @@ class Group:
         try:
             found = self._admin.list_topics(timeout=_TIMEOUT_S).topics
         except KafkaException as error:
-            raise ConfigError(f"The input topics cannot be listed: {error.args[0].str()}.") from error
+            raise ConfigError(
+                f"The input topics cannot be listed: {error.args[0].str()}.",
+                remedy="Check the brokers; `stream-vae doctor` helps.",
+            ) from error
         wanted = self._settings.input_topics
         return frozenset(
             (name, number)

@@ -299,6 +299,11 @@ def check_topics(settings: Settings) -> None:
     missing = [topic for topic in (*inputs, *outputs) if topic not in found]
     if not missing:
         return
+    if hidden := kafka.hidden(section, missing):
+        raise ConfigError(
+            f"Kafka does not show us these topics: {', '.join(sorted(hidden))}.",
+            remedy="Grant our user READ on the input topics and WRITE on the others: kafka-acls.sh --add.",
+        )
     if not section.create_topics:
         raise ConfigError(
             f"These topics do not exist: {', '.join(missing)}.",

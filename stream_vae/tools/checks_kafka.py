@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ from confluent_kafka import __version__ as client_version
 from confluent_kafka.admin import AclOperation, ConfigResource
 
 from stream_vae import kafka, schemas
-from stream_vae.errors import RetriableError
 from stream_vae.settings import DeliverySettings, Settings
 from stream_vae.stages.dead_letter import PREFIX
 from stream_vae.tools.checkup import Check, Finding, State
@@ -25,6 +24,8 @@ _HEADER_BYTES = 1024
 """Record batch, key and our headers without the error text."""
 _LATENT_BYTES = 4096
 """Two vectors and six numbers, of the largest latent space that anybody trains."""
+_LEAST_PACKET_BYTES = 1024
+"""The smallest limits.max_packet_bytes."""
 _ERROR_BYTES = 4096
 """A dead letter's error text, 1000 characters."""
 _UNTOLD = frozenset(
@@ -33,10 +34,9 @@ _UNTOLD = frozenset(
         KafkaError._UNSUPPORTED_FEATURE,  # noqa: SLF001
         KafkaError.UNSUPPORTED_VERSION,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
     )
 )
+_FORBIDDEN = frozenset((KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED))
 _COORDINATOR_WAITS_S = (0.5, 1.0, 2.0)
 _COORDINATOR_STARTS = frozenset(
     (
@@ -50,6 +50,10 @@ _COORDINATOR_STARTS = frozenset(
 
 class UntoldError(Exception):
     """The brokers do not answer this question, or not to us."""
+
+
+class ForbiddenError(UntoldError):
+    """The brokers do not answer us: we lack the right to ask."""
 
 
 @dataclass(slots=True)
@@ -69,6 +73,7 @@ class KafkaChecks:
     settings: Settings
     admin: Any = None
     brokers: int = 0
+    has_controller: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
     topics: list[Topic] = field(default_factory=list)
     silent: bool = False
@@ -93,6 +98,20 @@ class KafkaChecks:
             checks.append(Check("transactions", self.check_transactions, 30, needs=("brokers",)))
         return checks
 
+    def at_start(self) -> list[Check]:
+        """List the checks that `run` makes too.
+
+        Returns
+        -------
+        list of Check
+            None of an embedded Kafka, which would let us wait for answers that it does not have.
+        """
+        self.check_brokers()
+        if not self.has_controller:
+            return []
+        wanted = ("topics", "message sizes", "permissions", "consumer group")
+        return [replace(check, needs=()) for check in self.checks() if check.name in wanted]
+
     def check_brokers(self) -> list[Finding]:
         """Ask whether brokers answer, and how many there are.
 
@@ -107,10 +126,10 @@ class KafkaChecks:
             If none answers.
         """
         section = self.settings.kafka
-        kafka.partitions(section, ())  # fails with what to do about it
+        cluster = kafka.cluster(section)  # fails with what to do about it
         self.admin = kafka.admin(section)
-        cluster = self.admin.list_topics(timeout=10)
         self.metadata, self.brokers = cluster.topics, len(cluster.brokers)
+        self.has_controller = cluster.controller_id >= 0
         says = f"{_many(self.brokers, 'broker')} at {section.bootstrap_servers}"
         if cluster.cluster_id:
             says += f", cluster {cluster.cluster_id}"
@@ -132,8 +151,11 @@ class KafkaChecks:
             (section.dead_letter_topic, "dead-letter"),
         ]
         self.topics = [Topic(name, role) for name, role in names if name]
+        missing = [topic.name for topic in self.topics if topic.name not in self.metadata]
+        hidden = kafka.hidden(section, missing) if missing else frozenset()
         unmatched = [pattern for pattern in section.input_topics if not self._matching(pattern)]
-        return [*map(self._no_match, unmatched), *map(self._topic, self.topics)]
+        found = (self._hidden(topic) if topic.name in hidden else self._topic(topic) for topic in self.topics)
+        return [*map(self._no_match, unmatched), *found]
 
     def _told(self, future: "Future[Any]") -> Any:
         try:
@@ -144,6 +166,8 @@ class KafkaChecks:
         except KafkaException as error:
             code = error.args[0].code()
             self.silent = code == KafkaError._TIMED_OUT  # noqa: SLF001
+            if code in _FORBIDDEN:
+                raise ForbiddenError(error.args[0].str()) from error
             if code in _UNTOLD:
                 raise UntoldError(error.args[0].str()) from error
             raise
@@ -159,6 +183,12 @@ class KafkaChecks:
         return Finding(
             "topics", State.WARNING, says, "Workers take up topics as they appear; check kafka.input_topics."
         )
+
+    @staticmethod
+    def _hidden(topic: Topic) -> Finding:
+        right = "READ" if topic.role == "input" else "WRITE"
+        says = f"{topic.name} is not shown to us: no right to DESCRIBE it"
+        return Finding(f"{topic.role} topic", State.BAD, says, f"{_grant(right)} --topic {topic.name}")
 
     def _topic(self, topic: Topic) -> Finding:
         name = f"{topic.role} topic"
@@ -200,7 +230,10 @@ class KafkaChecks:
             return [_cannot_tell("message sizes", error, "Compare max.message.bytes of the topics yourself.")]
         limits = [topic.max_message_bytes or 0 for topic in existing if topic.role == "input"]
         largest = max(limits)
-        findings = [*self._too_small(existing, largest), *self._clients_too_small(largest)]
+        findings = [
+            *self._too_small(existing, largest, self.settings.limits.max_packet_bytes),
+            *self._clients_too_small(largest),
+        ]
         room = min((t.max_message_bytes or 0 for t in existing if t.role in _GROWTH), default=largest)
         says = f"input up to {largest:,} bytes, output and dead letters up to {room:,}"
         return findings or [Finding("message sizes", State.GOOD, says)]
@@ -210,19 +243,23 @@ class KafkaChecks:
         return (futures[resource] for resource in resources)
 
     @staticmethod
-    def _too_small(existing: Sequence[Topic], largest: int) -> Iterator[Finding]:
+    def _too_small(existing: Sequence[Topic], largest: int, packet: int) -> Iterator[Finding]:
         for topic in existing:
             growth, limit = _GROWTH.get(topic.role), topic.max_message_bytes or 0
-            if growth is None or limit >= largest + growth():
+            # What is larger than max_packet_bytes goes to the dead letters, and there only.
+            comes = largest if topic.role == "dead-letter" else min(largest, packet)
+            if growth is None or limit >= comes + growth():
                 continue
-            needed = largest + growth()
+            needed = comes + growth()
             remedy = (
                 f"kafka-configs.sh --alter --entity-type topics --entity-name {topic.name} "
                 f"--add-config max.message.bytes={needed}"
             )
-            says = f"{topic.name} takes {limit:,} bytes, an input topic {largest:,}, and we add up to {growth():,}"
+            if topic.role == "output" and limit > growth() + _LEAST_PACKET_BYTES:
+                remedy += f", or limits.max_packet_bytes = {limit - growth()}: larger alerts are dead-lettered"
+            says = f"{topic.name} takes {limit:,} bytes, input is up to {comes:,}, and we add up to {growth():,}"
             # Equal limits are every broker's default, and real alerts are a tenth of them.
-            state = State.BAD if limit < largest else State.WARNING
+            state = State.BAD if limit < comes else State.WARNING
             yield Finding("message sizes", state, says, remedy)
 
     def _clients_too_small(self, largest: int) -> Iterator[Finding]:
@@ -261,9 +298,7 @@ class KafkaChecks:
                 return [_cannot_tell("permissions", UntoldError("no list"), "A worker's start will tell.")]
             if wanted not in allowed:
                 says = f"no right to {wanted.name} {topic.name}"
-                remedy = (
-                    f"kafka-acls.sh --add --allow-principal User:... --operation {wanted.name} --topic {topic.name}"
-                )
+                remedy = f"{_grant(wanted.name)} --topic {topic.name}"
                 findings.append(Finding("permissions", State.BAD, says, remedy))
         says = "may read the input and write the outputs"
         return findings or [Finding("permissions", State.GOOD, says)]
@@ -281,12 +316,13 @@ class KafkaChecks:
         name = self.settings.kafka.group_id
         try:
             group = self._describe_group(name)
+        except ForbiddenError:  # whoever may READ may ask
+            return [_no_group_right(name)]
         except UntoldError as error:
             return [_cannot_tell("consumer group", error, "A worker's start will tell.")]
         allowed = group.authorized_operations
         if allowed is not None and AclOperation.READ not in allowed:
-            remedy = f"kafka-acls.sh --add --allow-principal User:... --operation READ --group {name}"
-            return [Finding("consumer group", State.BAD, f"no right to READ group {name}", remedy)]
+            return [_no_group_right(name)]
         return [Finding("consumer group", State.GOOD, f"{name}: {_many(len(group.members), 'worker')} in it now")]
 
     def _describe_group(self, name: str) -> Any:
@@ -312,20 +348,16 @@ class KafkaChecks:
 
         Raises
         ------
-        RetriableError
+        ConfigError, FatalError, RetriableError
             If the brokers do not give one.
         """
         options = kafka.producer_options(self.settings.kafka, self.settings.delivery)
-        name = f"{self.settings.kafka.group_id}-doctor"
+        name = f"{self.settings.delivery.transactional_id or self.settings.kafka.group_id}-doctor"
         producer = kafka.make(Producer, options | {"transactional.id": name})
         try:
             producer.init_transactions(15)
         except KafkaException as error:
-            raise RetriableError(
-                f"transactions cannot begin: {error.args[0].str()}",
-                remedy=f"Grant WRITE on transactional ids that begin with {self.settings.kafka.group_id!r}; see "
-                "transaction.state.log.* of the brokers.",
-            ) from error
+            raise kafka.as_error(error.args[0], "initialising transactions") from error
         return [Finding("transactions", State.GOOD, "the brokers give producer ids")]
 
 
@@ -344,6 +376,14 @@ _GROWTH: Mapping[str, Callable[[], int]] = {"output": _enrichment_bytes, "dead-l
 
 def _cannot_tell(name: str, error: UntoldError, remedy: str) -> Finding:
     return Finding(name, State.WARNING, f"the brokers do not tell: {error}", remedy)
+
+
+def _no_group_right(name: str) -> Finding:
+    return Finding("consumer group", State.BAD, f"no right to READ group {name}", f"{_grant('READ')} --group {name}")
+
+
+def _grant(right: str) -> str:
+    return f"kafka-acls.sh --add --allow-principal User:... --operation {right}"
 
 
 def _many(count: int, one: str, several: str | None = None) -> str:

@@ -5,12 +5,17 @@ from typing import Any
 import redis
 
 from stream_vae import assembly
-from stream_vae.errors import StreamVaeError
+from stream_vae.errors import ConfigError, StreamVaeError
+from stream_vae.model.release import Preprocessing
 from stream_vae.reservoir import address, connect
 from stream_vae.settings import Settings
 from stream_vae.tools.checkup import Check, Finding, State
 
 _NAME = "reservoir"
+_RIGHTS = (
+    "ACL SETUSER USER ~{vae}:* -@all +evalsha +script|load +hmget +hset +hdel +zcard +zrange +zpopmax +zadd "
+    "is what a worker needs."
+)
 
 
 def checks(settings: Settings) -> list[Check]:
@@ -52,12 +57,23 @@ def check_reservoir(settings: Settings) -> list[Finding]:
         return [Finding(_NAME, State.SKIPPED, "none is set; only retraining needs one")]
     where = address(url.get_secret_value())
     reservoir = assembly.reservoir_of(settings, timeout_s=5.0)
-    client = connect(url.get_secret_value(), timeout_s=5.0)
+    client = connect(url.get_secret_value(), timeout_s=5.0, ca_file=settings.reservoir.ca_file)
     try:
-        stats = reservoir.stats()
+        try:
+            stats = reservoir.stats()
+        except ConfigError as error:
+            if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+                raise
+            # A worker's user need not look: ask what a worker asks.
+            reservoir.add((), (), (), preprocessing=Preprocessing(), capacity=settings.reservoir.capacity)
+            return [Finding(_NAME, State.GOOD, f"{where}: this user may offer stamps, and not look at them")]
         policy = _eviction_policy(client)
     except (redis.RedisError, StreamVaeError) as error:
         remedy = "Until this is mended alerts are published and none is kept for retraining."
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            remedy = f"{_RIGHTS} {remedy}"
+        elif isinstance(error, StreamVaeError) and error.remedy:
+            remedy = f"{error.remedy} {remedy}"
         return [Finding(_NAME, State.WARNING, str(error.args[0]), remedy)]
     finally:
         reservoir.close()

@@ -217,7 +217,9 @@ def _inside(messages: Sequence[Message], pending: dict[tuple[str, int], Span], e
 
 
 def _refuse(error: KafkaError, topic: str | None) -> None:
-    if error.code() in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}:
+    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        return  # librdkafka looks for the group's coordinator, of whom nothing is wanted here
+    if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
         raise ConfigError(
             f"Kafka does not let you read {topic}: {error.str()}.", remedy="Grant READ on it, or see kafka.options."
         )

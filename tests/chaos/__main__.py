@@ -48,7 +48,7 @@ def main() -> int:
         f"{seconds:g} s a row; {'lite' if lite else 'full'} output; one broker"
     )
     verdicts = []
-    with tempfile.TemporaryDirectory(prefix="stream-vae-chaos-") as name, broker(small=True) as server:
+    with tempfile.TemporaryDirectory(prefix="stream-vae-chaos-") as name, broker(for_tests=True) as server:
         for number, (row, mode) in enumerate(plays):
             folder = Path(name) / str(number)
             verdict = play(row, mode, server, packets, folder, amount=amount, survey=survey, lite=lite)

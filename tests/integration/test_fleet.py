@@ -29,6 +29,7 @@ from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.audit import audit_of
 
 from deployment import Deployment, deploy
+from flow import running
 from servers import Kafka
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -38,6 +39,7 @@ pytest.importorskip("ray", reason="no Ray: pip install 'stream-vae[ray]'")
 PARTITIONS = 4
 FIRST = 300
 STREAM_PER_S = 100
+SECRET = "s3cr3t-of-a-fleet"  # noqa: S105 - the plain listener does not ask for it
 LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -157,6 +159,8 @@ class Story:
     ready: int = 0
     alive: int = 0
     listening: set[str] = field(default_factory=set)
+    tokens: set[str] = field(default_factory=set)
+    shown: list[str] = field(default_factory=list)
     killed: int = 0
     restarts: dict[str, float] = field(default_factory=dict)
     recovered_s: float = 0.0
@@ -175,17 +179,20 @@ class Story:
 def story(kafka: Kafka, packets: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("story")
     metrics = {"port": 0, "statistics_interval_s": 1}
-    deployment = deploy(kafka, folder, survey="candidate", partitions=PARTITIONS, metrics=metrics)
+    secrets = {"sasl_username": "me", "sasl_password": SECRET, "options": {"ssl.key.password": SECRET}}
+    deployment = deploy(kafka, folder, survey="candidate", partitions=PARTITIONS, metrics=metrics, kafka=secrets)
     deployment.publish(itertools.islice(itertools.cycle(packets), FIRST))
     fleet, seen = Fleet(deployment, folder, "--workers", 2), Story()
     family: list[psutil.Process] = []
     try:
         _watch_it_work(fleet, seen)
         family = descendants(fleet.process.pid)
+        seen.tokens = {each.environ().get("RAY_AUTH_MODE", "none") for each in family if _is_rays(each)}
         seen.listening = _listening([psutil.Process(fleet.process.pid), *family])
         stream = Stream(deployment, packets)
         _kill_one_worker(fleet, seen)
         family += descendants(fleet.process.pid)
+        seen.shown = _shown(family)
         _terminate(fleet, seen)
         seen.sent = FIRST + stream.end()
     finally:
@@ -218,6 +225,20 @@ def _listening(processes: list[psutil.Process]) -> set[str]:
         with contextlib.suppress(psutil.NoSuchProcess):
             found |= {c.laddr.ip for c in each.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     return found
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    return process.name() in {"gcs_server", "raylet"} or process.name().startswith("ray::Worker")
+
+
+def _shown(family: list[psutil.Process]) -> list[str]:
+    """Find what has the secret in it: Ray's logs, and the processes' command lines."""
+    lines = [" ".join(each.cmdline()) for each in family if each.is_running()]
+    (session,) = {found.group(1) for line in lines if (found := re.search(r"--session_dir=(\S+)", line))}
+    logs = [each for each in Path(session, "logs").rglob("*") if each.is_file()]
+    assert logs
+    found = [str(each) for each in logs if SECRET.encode() in each.read_bytes()]
+    return found + [line for line in lines if SECRET in line]
 
 
 def _kill_one_worker(fleet: Fleet, seen: Story) -> None:
@@ -261,6 +282,15 @@ def test_one_page_of_metrics_adds_up_to_the_whole_fleet(story):
 def test_a_ray_of_its_own_listens_on_this_machine_only(story):
     assert story.listening
     assert story.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_ray_of_its_own_asks_for_a_token(story):
+    assert story.tokens == {"token"}
+
+
+def test_no_secret_is_in_rays_logs_nor_in_ours(story):
+    assert story.shown == []
+    assert SECRET not in story.log
 
 
 def test_a_killed_worker_is_replaced(story):
@@ -318,6 +348,24 @@ def test_a_fleet_exits_once_all_is_done_though_a_worker_has_no_partitions(kafka,
     lines = audit_of(deployment.settings.kafka, deep=True)
     assert all(line.balanced and line.lag == 0 for line in lines)
     assert sum(line.found or 0 for line in lines) == len(packets) + 1
+
+
+@pytest.mark.parametrize(
+    ("before", "workers", "words"),
+    [
+        ("import ray; ray.__version__ = '1.2.3'", 1, ("another version", "1.2.3", "same Ray")),
+        ("", 9, ("9 workers want 9 CPUs", "has 2", "fleet.wait_for_cpus")),
+    ],
+    ids=["another version", "too few CPUs"],
+)
+def test_a_cluster_that_does_not_fit_is_told_at_once(kafka, ray_address, tmp_path, before, workers, words):
+    deployment = deploy(kafka, tmp_path, survey="candidate", partitions=workers)
+    arguments = ("run", "-s", deployment.file, "--workers", workers, "--ray-address", ray_address)
+    with running(tmp_path / "log", *arguments, before=before, environment=LOOPBACK_RAY) as process:
+        assert process.wait(60) == 2, process.text
+        for word in ("ConfigError", *words):
+            assert word in process.text
+        assert "Traceback" not in process.text
 
 
 def test_a_wrong_release_ends_the_fleet_with_the_words_of_the_worker(kafka, ray_address, tmp_path):

@@ -131,9 +131,9 @@ def test_consumers_for_looking_never_commit_nor_join_the_workers_group() -> None
     [
         (lambda: KafkaError(KafkaError.NOT_ENOUGH_REPLICAS, retriable=True), RetriableError),
         (lambda: KafkaError(KafkaError._ALL_BROKERS_DOWN, fatal=True, retriable=True), FatalError),
-        (lambda: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), FatalError),
+        (lambda: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), ConfigError),
     ],
-    ids=["passing", "fatal", "hopeless"],
+    ids=["passing", "fatal", "forbidden"],
 )
 def test_an_error_of_kafka_is_sorted_by_what_helps(make: Callable[[], KafkaError], kind: type[Exception]) -> None:
     error = kafka.as_error(make(), "publishing")

@@ -140,3 +140,8 @@ def test_real_alerts_are_found_by_an_alert_and_named(folder: Path, alerts_dir: P
     assert found.seeds.about[0]["file"] == seed.name
     assert found.identical >= 1
     assert all(each["alert"].isdigit() and each["object"].startswith("ZTF") for each in found.neighbours.about)
+
+
+def test_a_search_for_everything_in_itself_is_refused_and_not_an_empty_answer(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"searched with themselves\. Search with some of them"):
+        search_in(folder, "0-299,301-303")

@@ -424,3 +424,9 @@ def test_readers_of_the_pointer_see_the_old_or_the_new_never_a_part(tmp_path: Pa
     after = (tmp_path / "store" / "current.json").stat()
     assert before.st_ino != after.st_ino  # another file was put in its place
     assert [path.name for path in (tmp_path / "store").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_store_that_is_a_file_is_refused_with_what_it_should_be(tmp_path: Path) -> None:
+    file = tmp_path / "release.zip"
+    file.write_bytes(b"")
+    assert "is a file, not a folder. Name the folder" in refused(lambda: ReleaseStore(str(file)))

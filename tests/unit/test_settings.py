@@ -214,7 +214,15 @@ def test_a_secrets_file_that_is_no_text_is_refused_by_name(
 
 @pytest.fixture
 def with_secrets(file: Path) -> Settings:
-    options = {"sasl.password": SECRET, "ssl.key.pem": SECRET, "ssl.key.password": SECRET, "client.id": "shown"}
+    options = {
+        "sasl.password": SECRET,
+        "ssl.key.pem": SECRET,
+        "ssl.key.password": SECRET,
+        "sasl.oauthbearer.client.secret": SECRET,
+        "sasl.oauthbearer.assertion.private.key.passphrase": SECRET,
+        "sasl.oauthbearer.token.endpoint.url": f"https://me:{SECRET}@host/token",
+        "client.id": "shown",
+    }
     return settings.load(
         file,
         kafka={"sasl_password": SECRET, "options": options, "producer_options": {"sasl.oauthbearer.config": SECRET}},
@@ -253,6 +261,17 @@ def test_a_password_in_the_registrys_url_is_refused_without_being_shown(file: Pa
     message = refused(file, registry={"url": f"http://me:{SECRET}@registry:8081"})
     assert "registry.username" in message
     assert SECRET not in message
+
+
+@pytest.mark.parametrize("url", [f"sftp://me:{SECRET}@host/releases", f"ftp://:{SECRET}@host"])
+def test_a_password_in_the_stores_url_is_refused_without_being_shown(file: Path, url: str) -> None:
+    message = refused(file, release={"store": url})
+    assert "release.store" in message
+    assert SECRET not in message
+
+
+def test_a_password_in_the_second_of_several_registries_is_refused_too(file: Path) -> None:
+    assert SECRET not in refused(file, registry={"url": f"http://one:8081,http://me:{SECRET}@two:8081"})
 
 
 @pytest.mark.parametrize(

@@ -259,9 +259,9 @@ def _score_pictures(evaluation: Evaluation, looks: Mapping[str, Style]) -> list[
         caption = (
             "Share of real stamps among those of like score, in ten equal intervals, with 95% Wilson intervals; on the "
             "diagonal a score is a probability. ECE: expected calibration error with its bootstrap interval; drawing "
-            "again scatters the bins, which adds to the error, so a small one lies low in its interval or below. Scores "
-            "are probabilities for the mix of classes that they were fitted or calibrated on; another mix bends the "
-            "curve."
+            "again scatters the bins, which adds to the error, so a small one lies low in its interval or below. "
+            "Scores are probabilities for the mix of classes that they were fitted or calibrated on; another mix "
+            "bends the curve."
         )
         found.append(Picture("reliability", "Calibration", caption, lambda: scores.draw_reliability(evaluation, looks)))
     if any(scores.broken_down(item, key) for item in evaluation.judgements for key in ("by_kind", "by_snr")):
