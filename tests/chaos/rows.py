@@ -39,6 +39,8 @@ from servers import Broker
 
 MODES = ("at_least_once", "exactly_once")
 PARTITIONS = 4
+PASSING = (3, 4)
+"""Exit codes that say: start it again."""
 RECOVERY_TIMEOUT_S = 150
 """Above a transaction's time-out of 30 s, the group's session and a start, several times over."""
 SETTLE_TIMEOUT_S = 150
@@ -148,8 +150,8 @@ def play(
         recovered = [each for each in recoveries if each is not None]
         if len(recovered) < len(recoveries):
             problems.append(f"after {len(recoveries) - len(recovered)} faults it did not recover")
-        if fleet.exits and not row.may_exit:
-            problems.append(f"workers ended by themselves, with {fleet.exits}")
+        if unexpected := [code for code in fleet.exits if not row.may_exit or code not in PASSING]:
+            problems.append(f"workers ended by themselves, or after SIGTERM, with {unexpected}")
     return Verdict(
         row=row.name,
         mode=mode,

@@ -4,7 +4,7 @@ import pytest
 
 from chaos.faults import Kill, KillBroker, Stop
 from chaos.load import simulated_alerts
-from chaos.rows import Amount, Row, play
+from chaos.rows import MODES, Amount, Row, play
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -20,9 +20,8 @@ def packets() -> list[bytes]:
 @pytest.mark.parametrize(
     ("row", "mode"),
     [
-        (Row("worker stopped past its session, then killed", (Stop(), Kill()), sections=SMALL), "exactly_once"),
-        (Row("broker killed, bad input", (KillBroker(),), spoiled=True, may_exit=True, sections=SMALL), "exactly_once"),
-        (Row("broker and worker killed", (KillBroker(), Kill()), may_exit=True, sections=SMALL), "at_least_once"),
+        (Row("worker stopped past its session, then killed", (Stop(), Kill()), spoiled=True, sections=SMALL), MODES[1]),
+        (Row("broker and worker killed", (KillBroker(), Kill()), may_exit=True, sections=SMALL), MODES[0]),
     ],
     ids=lambda value: value.name.replace(" ", "-") if isinstance(value, Row) else value,
 )
