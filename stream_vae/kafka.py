@@ -337,7 +337,8 @@ def cluster(settings: KafkaSettings, timeout_s: float = 10.0, topic: str | None 
                 reason = (hopeless or telling or complaints or [error.args[0]])[-1]
                 authority = common_options(settings).get("ssl.ca.location")
                 what = f"does not answer within {timeout_s:g} s"
-                raise refusal(reason, settings.bootstrap_servers, authority, what, last.line) from error
+                line = "" if hopeless or telling else last.line
+                raise refusal(reason, settings.bootstrap_servers, authority, what, line) from error
 
 
 _STEP_S = 1.0

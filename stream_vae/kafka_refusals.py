@@ -49,15 +49,14 @@ def refusal(error: KafkaError, servers: str, authority: str | None, what: str, l
     what : str
         What the brokers do, where the fault is neither credentials nor certificates.
     last_line : str
-        Of librdkafka's log: brokers that hang up are told of there alone.
+        Of librdkafka's log, where its error says little: brokers that hang up are told of there alone.
 
     Returns
     -------
     ConfigError
         With the remedy.
     """
-    little = error.code() == KafkaError._ALL_BROKERS_DOWN and last_line  # noqa: SLF001
-    says = _FRAMING.sub("", last_line if little else error.str()).strip().rstrip(".")
+    says = _FRAMING.sub("", last_line or error.str()).strip().rstrip(".")
     where = f"Kafka at kafka.bootstrap_servers = {servers!r}"
     if error.code() == KafkaError._AUTHENTICATION:  # noqa: SLF001
         return ConfigError(

@@ -366,6 +366,10 @@ def test_a_cluster_that_does_not_fit_is_told_at_once(kafka, ray_address, tmp_pat
         for word in ("ConfigError", *words):
             assert word in process.text
         assert "Traceback" not in process.text
+    arguments = ("-q", "doctor", "-s", deployment.file, "--workers", workers, "--ray-address", ray_address)
+    with running(tmp_path / "doctor", *arguments, before=before, environment=LOOPBACK_RAY) as process:
+        assert process.wait(60) == 1, process.text
+        assert words[0] in process.text
 
 
 def test_a_wrong_release_ends_the_fleet_with_the_words_of_the_worker(kafka, ray_address, tmp_path):

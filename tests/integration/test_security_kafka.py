@@ -154,7 +154,7 @@ def test_a_listener_of_another_protocol_hangs_up_and_the_key_for_it_is_named(
     settings = with_options(by_password, security_protocol=protocol)
     section = settings.kafka.model_copy(update={"bootstrap_servers": servers})
     with pytest.raises(ConfigError, match=r"hangs up: .*security\.protocol"):
-        cluster(section, timeout_s=2)
+        cluster(section, timeout_s=5)
 
 
 def test_a_wrong_password_ends_run_and_is_not_shown_even_with_a_traceback(by_password, tmp_path):
