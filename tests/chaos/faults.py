@@ -9,7 +9,7 @@ from typing import Protocol
 from chaos.backends import Redis
 from chaos.load import Load
 from chaos.witness import Witness
-from chaos.workers import Fleet, RayFleet, Worker
+from chaos.workers import START_TIMEOUT_S, Fleet, RayFleet, Worker
 from servers import Broker
 
 TURN_S = 0.1
@@ -91,7 +91,7 @@ class Terminate(Nothing):
     name: str = "SIGTERM"
 
     def inject(self, scene: Scene) -> None:
-        if workers := scene.fleet.running():
+        if workers := [worker for worker in scene.fleet.running() if worker.working()]:
             scene.chance.choice(workers).terminate()
 
 
@@ -196,10 +196,13 @@ class Scale(Nothing):
     """From one worker to three and back."""
 
     name: str = "scale 1-3-1"
-    lasts_s: float = 12.0
+    lasts_s: float = 5.0
 
     def inject(self, scene: Scene) -> None:
         scene.fleet.scale(3)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while sum(worker.working() for worker in scene.fleet.running()) < 3 and time.monotonic() < deadline:
+            scene.tend(0.5)
 
     def heal(self, scene: Scene) -> None:
         scene.fleet.scale(1)

@@ -25,10 +25,19 @@ class Slot:
         self._log = folder / f"worker-{number}.log"
         self._process: Process | None = None
         self._next_start_at = 0.0
+        self._log_began = 0
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None and self._process.running else None
+
+    def working(self) -> bool:
+        """Tell whether it has had partitions: before, a SIGTERM ends it as it does any program that starts."""
+        if self.pid is None:
+            return False
+        with self._log.open(encoding="utf-8", errors="replace") as log:
+            log.seek(self._log_began)
+            return f"partitions assigned: {self._deployment.input}" in log.read()
 
     def turn(self) -> None:
         """Look after it: see that it ended, or start it."""
@@ -40,6 +49,7 @@ class Slot:
                 "STREAM_VAE_DELIVERY__TRANSACTIONAL_ID": f"{self._deployment.settings.kafka.group_id}-{self._number}"
             }
             arguments = ("run", "--settings", self._deployment.file, "--workers", 0)
+            self._log_began = self._log.stat().st_size if self._log.exists() else 0
             self._process = Process(self._log, *arguments, environment=slot)
 
     def kill(self) -> None:
@@ -174,6 +184,9 @@ class RayWorker:
     def __init__(self, process: psutil.Process) -> None:
         self.pid = process.pid
         self._process = process
+
+    def working(self) -> bool:
+        return True
 
     def kill(self) -> None:
         self._process.kill()
