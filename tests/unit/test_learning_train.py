@@ -48,7 +48,7 @@ def few(monkeypatch):
 
 @pytest.fixture(scope="module")
 def simulated():
-    return simulate_stamps(400, seed=11)
+    return simulate_stamps(400, seed=11, fading=0.0)  # as recipes have it
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +275,9 @@ def test_an_evaluation_writes_the_figures_of_merit_and_one_self_contained_page(r
     assert low <= metrics["score"]["auc"] <= high
     assert metrics["warning"] == "these are the stamps that the release was trained on"
     page = (tmp_path / "out" / "report.html").read_text()
+    assert {"dnmse", "reconstructions", "roc", "collapse", "few_labels", "reliability"} <= {
+        path.stem for path in (tmp_path / "out" / "figures").glob("*.png")
+    }
     assert page.count("<img") >= 9
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
 
