@@ -129,9 +129,6 @@ class RayFleet:
         self.exits: list[int] = []
         self._process = Process(self._log, *self._arguments)
 
-    def scale(self, count: int) -> None:
-        raise NotImplementedError(f"a fleet does not change its size, to {count} or otherwise")
-
     def turn(self) -> None:
         if not self._process.running:
             self.exits.append(self._process.wait())
@@ -193,9 +190,6 @@ class RayWorker:
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
-
-    def terminate(self) -> None:
-        raise NotImplementedError("Ray's workers are drained by their supervisor")
 
 
 def alive(process: psutil.Process) -> bool:
