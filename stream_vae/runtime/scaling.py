@@ -62,13 +62,11 @@ class Scaling:
             The most that any lag within the last ``fleet.scale_down_after_s`` has asked for.
         """
         asked = min(max(math.ceil(lag / self._section.lag_per_worker), self.least), self.most)
-        while self._asked and (
-            self._asked[-1][1] <= asked or self._asked[0][0] <= now - self._section.scale_down_after_s
-        ):
-            # What was asked for earlier and is no more than now will never decide again; what is too old neither.
-            if self._asked[-1][1] <= asked:
-                self._asked.pop()
-            else:
-                self._asked.popleft()
+        while self._asked and self._asked[0][0] <= now - self._section.scale_down_after_s:
+            self._asked.popleft()
+        while (
+            self._asked and self._asked[-1][1] <= asked
+        ):  # asked for earlier and no more than now: never decides again
+            self._asked.pop()
         self._asked.append((now, asked))
         return self._asked[0][1]
