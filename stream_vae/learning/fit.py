@@ -221,7 +221,7 @@ def fit_model(
     model = new_model(recipe, steps_per_epoch=steps)
     if recipe.model.linear_start == "pca":
         _start_linear(model, data, train_rows, recipe.seed)
-    together = batches_together(section.batch_size, data.stamps[:1].nbytes)
+    together = min(steps, batches_together(section.batch_size, data.stamps[:1].nbytes))
     compile_model(model, recipe, steps=steps * section.epochs, together=together)
     course = Course(section.patience)
     if saved is not None and saved.exists:
