@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from stream_vae.errors import ConfigError, FatalError, StreamVaeError
 from stream_vae.runtime.actor import Phase, Status
+from stream_vae.runtime.cluster import WorkerLostError
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,13 @@ FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 MOST_DEATHS = 5
 WINDOW_S = 120.0
-"""So many deaths within so long mean that another restart will not help."""
+"""So many deaths within so long mean that another restart will not help, if they are of the worker's own doing.
+
+A process that had got on with its work and is gone without a word was killed from outside: for want of memory, with its
+node, by hand. Whoever starts in its place gets on too, so such deaths never end the fleet.
+"""
+LONGEST_BACKOFF_AFTER_WORK_S = 5.0
+"""For those: long enough that the group settles between two of them."""
 SILENT_S = 120.0
 """A worker that says nothing, or whose loop stands still, for so long is ended."""
 
@@ -70,6 +77,7 @@ class Slot(Generic[Worker]):
         self._deaths: deque[float] = deque()
         self._backoff_s = FIRST_BACKOFF_S
         self._ever_ran = False
+        self._progressed = False
 
     @property
     def status(self) -> Status | None:
@@ -101,7 +109,7 @@ class Slot(Generic[Worker]):
         ConfigError
             If the settings are wrong: no worker ever ran here.
         FatalError
-            If too many died in a row.
+            If too many died in a row, other than by being killed at their work.
         """
         now = monotonic() if now is None else now
         if self.worker is None:
@@ -121,6 +129,7 @@ class Slot(Generic[Worker]):
             self._restarts.inc()
         self._launches += 1
         self._launched_at = now
+        self._progressed = False
         self.worker = self._launch(self.number)
 
     def _trouble(self, worker: Worker, now: float) -> StreamVaeError | None:
@@ -128,6 +137,7 @@ class Slot(Generic[Worker]):
             status = worker.poll()
         except StreamVaeError as error:
             return error
+        self._progressed |= status is not None and status.standing.progressed
         if status is None or status.phase is Phase.STARTING:
             return self._too_late(status) if now - self._launched_at > self._start_timeout_s else None
         if status.phase is Phase.ENDED:
@@ -151,14 +161,20 @@ class Slot(Generic[Worker]):
             raise trouble
         if now - self._launched_at > WINDOW_S:
             self._backoff_s = FIRST_BACKOFF_S
+        if self._progressed and isinstance(trouble, WorkerLostError):
+            self._backoff_s = min(self._backoff_s, LONGEST_BACKOFF_AFTER_WORK_S)
+        else:
+            self._count_death(trouble, now)
+        log.error("worker %d died: %s A new one starts in %g s.", self.number, trouble, self._backoff_s)
+        self._next_launch_at = now + self._backoff_s
+        self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
+
+    def _count_death(self, trouble: StreamVaeError, now: float) -> None:
         self._deaths.append(now)
         while self._deaths[0] < now - WINDOW_S:
             self._deaths.popleft()
         if len(self._deaths) >= MOST_DEATHS:
             raise _given_up(self.number, trouble)
-        log.error("worker %d died: %s A new one starts in %g s.", self.number, trouble, self._backoff_s)
-        self._next_launch_at = now + self._backoff_s
-        self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 
     def stop(self) -> None:
         """Ask the worker to settle what it has and leave."""

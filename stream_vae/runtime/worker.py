@@ -38,6 +38,8 @@ class Standing:
     idle_s: float | None = None
     """For how long these partitions are caught up and all is settled; None while there is something to do.
     Having no partitions is having nothing to do."""
+    progressed: bool = False
+    """Whether it has settled an alert, or had nothing to do, since it started."""
 
 
 class Worker:
@@ -70,6 +72,7 @@ class Worker:
         self._member_id = ""
         self._partitions: frozenset[Partition] = frozenset()
         self._idle_since: float | None = None
+        self._progressed = False
         self._gave_up = False
         self._fates: deque[tuple[float, int, int]] = deque()
         check_topics(settings)
@@ -187,7 +190,8 @@ class Worker:
             As of the loop's last turn.
         """
         since = self._idle_since
-        return Standing(self._member_id, self._partitions, None if since is None else monotonic() - since)
+        idle_s = None if since is None else monotonic() - since
+        return Standing(self._member_id, self._partitions, idle_s, self._progressed)
 
     def _idle_for(self, seconds: float) -> bool:
         idle_s = self.standing().idle_s
@@ -216,6 +220,7 @@ class Worker:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = monotonic()
+        self._progressed |= self._sink.settled > 0 or (bool(partitions) and self._idle_since is not None)
 
     def _process(self, packets: Sequence[Packet]) -> None:
         self._metrics.batch_alerts.labels(self._metrics.survey).observe(len(packets))

@@ -15,6 +15,7 @@ from stream_vae.runtime.actor import Phase
 from stream_vae.runtime.cluster import WorkerLostError, connected
 from stream_vae.runtime.fleet_metrics import FleetCollector, merged
 from stream_vae.runtime.slot import Slot
+from stream_vae.runtime.worker import Standing
 from stream_vae.settings import FleetSettings, Settings
 
 from pretended import RUNNING, Pretended
@@ -48,9 +49,9 @@ class Bench:
         assert self.slot.running()
         return self.made[-1]
 
-    def die(self, error: StreamVaeError) -> float:
+    def die(self, error: StreamVaeError, standing: Standing = RUNNING.standing) -> float:
         """Let the worker die, and tell how long its slot stays empty."""
-        self.made[-1].next = replace(RUNNING, phase=Phase.ENDED, error=error)
+        self.made[-1].next = replace(RUNNING, phase=Phase.ENDED, error=error, standing=standing)
         self.turn()
         assert self.slot.worker is None
         died_at = self.now
@@ -93,6 +94,43 @@ def test_five_deaths_within_two_minutes_end_the_fleet(bench):
     bench.run()
     with pytest.raises(FatalError, match=r"5 times within 120 s.*the last words"):
         bench.die(FatalError("the last words"))
+
+
+def _killed_at_work(bench: Bench, *, progressed: bool) -> float:
+    """Run a worker that settles something or not, kill it, and tell how long its slot stays empty."""
+    worker = bench.run()
+    worker.next = replace(RUNNING, standing=Standing(progressed=progressed))
+    bench.turn()
+    worker.next = WorkerLostError("killed")
+    bench.turn()
+    assert bench.slot.worker is None
+    died_at = bench.now
+    while bench.slot.worker is None:
+        bench.turn(0.5)
+    return bench.now - died_at
+
+
+def test_workers_that_are_killed_at_their_work_never_end_the_fleet_and_are_replaced_in_seconds(bench):
+    pauses = [_killed_at_work(bench, progressed=True) for _ in range(3 * slot.MOST_DEATHS)]
+    assert pauses == [1, 2, 4, *[5] * (3 * slot.MOST_DEATHS - 3)]
+    assert bench.restarts._value.get() == 3 * slot.MOST_DEATHS
+
+
+def test_workers_that_are_lost_before_they_settle_anything_end_the_fleet(bench):
+    _killed_at_work(bench, progressed=True)  # the one before got on
+    for _ in range(slot.MOST_DEATHS - 1):
+        _killed_at_work(bench, progressed=False)
+    with pytest.raises(FatalError, match=r"5 times within 120 s.*killed"):
+        _killed_at_work(bench, progressed=False)
+
+
+def test_workers_that_say_why_they_stop_end_the_fleet_though_they_settled_something(bench):
+    for _ in range(slot.MOST_DEATHS - 1):
+        bench.run()
+        bench.die(FatalError("too many dead letters"), Standing(progressed=True))
+    bench.run()
+    with pytest.raises(FatalError, match="too many dead letters"):
+        bench.die(FatalError("too many dead letters"), Standing(progressed=True))
 
 
 def test_a_configuration_error_ends_the_fleet_if_no_worker_ever_ran(bench):

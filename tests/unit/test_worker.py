@@ -328,6 +328,17 @@ def test_what_was_on_its_way_when_all_was_lost_is_read_again_and_entered_once(
     assert pages(deployment) == {"offset": 40, "page": [0, 40, 40, 0, 0]}
 
 
+def test_a_worker_has_got_on_only_once_something_that_it_read_is_settled(
+    waiting: tuple[Worker, Holding, Deployment],
+) -> None:
+    worker, producer, _ = waiting
+    worker._turn()
+    assert not worker.standing().progressed
+    producer.held = False
+    turn_until(worker, lambda: worker._sink.in_flight < 40)
+    assert worker.standing().progressed
+
+
 def test_what_was_not_acknowledged_before_other_partitions_left_is_read_again(
     waiting: tuple[Worker, Holding, Deployment],
 ) -> None:
