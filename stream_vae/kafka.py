@@ -56,7 +56,12 @@ def common_options(settings: KafkaSettings) -> dict[str, Any]:
     dict
         librdkafka configuration.
     """
-    options: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, "client.id": "stream-vae"}
+    options: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": "stream-vae",
+        # A broker that comes back is found within this; by default only after 10 s.
+        "reconnect.backoff.max.ms": 2_000,
+    }
     if settings.sasl_username is not None:
         options["sasl.username"] = settings.sasl_username
     if settings.sasl_password is not None:

@@ -30,9 +30,25 @@ log = logging.getLogger(__name__)
 _TOO_LARGE = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE))
 _PURGED = frozenset((KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT))  # noqa: SLF001 - local errors
 
-_TRANSACTION_TIMEOUT_S = 30.0
-_HUNG_S = 15.0
+_START_TIMEOUT_S = 30.0
+_CALL_TIMEOUT_S, _LONGEST_CALL_TIMEOUT_S = 3.0, 30.0
+"""Of one call about a transaction, which takes milliseconds while the brokers are well; doubled each time that it was
+not enough, until a transaction is committed."""
+_HUNG_S = 1.0
 """On top of a call's own time-out."""
+_RENEWAL_TIMEOUT_S = 10.0
+"""Of a new producer's start, which waits for brokers that are away."""
+_MOST_HUNG = 10
+"""Producers that may hang in this process, each with a thread and a few MB that nothing gives back."""
+_FENCED = frozenset((KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH))  # noqa: SLF001
+
+
+class _DoubtfulError(Exception):
+    """A producer is not to be trusted any more."""
+
+
+class _HungError(_DoubtfulError):
+    """A call of librdkafka does not come back."""
 
 
 def _bounded(call: Callable[..., object], *arguments: Any) -> None:
@@ -53,12 +69,14 @@ def _bounded(call: Callable[..., object], *arguments: Any) -> None:
     thread.start()
     thread.join(arguments[-1] + _HUNG_S)
     if thread.is_alive():
-        raise FatalError(
-            f"Kafka's client does not come back from {call.__name__}.",
-            remedy="Start the worker again: the transaction is aborted then, and its alerts are read again.",
-        )
+        raise _HungError(f"Kafka's client does not come back from {call.__name__}")
     if failures:
         raise failures[0]
+
+
+def _purge(producer: Producer) -> None:
+    with suppress(KafkaException):
+        producer.purge()
 
 
 class Sink(Protocol):
@@ -92,6 +110,10 @@ class Sink(Protocol):
     @property
     def in_flight(self) -> int:
         """Packets whose outcome is not settled."""
+
+    @property
+    def settled(self) -> int:
+        """Packets whose outcome was settled, since the start."""
 
     def abandon(self) -> None:
         """Forget what is not settled: it will be read again."""
@@ -149,12 +171,19 @@ class _Producing(ABC):
         self._settings = settings
         self._delivery = delivery
         self._metrics = metrics
+        self._settled = 0
         options = kafka.producer_options(settings, delivery, slot) | {"error_cb": self._on_error}
         self._round_bytes = int(options["batch.size"])
         if statistics_interval_s:
             options["statistics.interval.ms"] = int(statistics_interval_s * 1000)
             options["stats_cb"] = lambda document: metrics.take_statistics("producer", document)
+        self._options = options
         self._producer: Producer = kafka.make(Producer, options)
+
+    @property
+    def settled(self) -> int:
+        """Packets whose outcome was settled, since the start."""
+        return self._settled
 
     def _on_error(self, error: KafkaError) -> None:
         self._metrics.kafka_errors.labels(self._metrics.survey, "producer", error.name()).inc()
@@ -243,6 +272,7 @@ class _Producing(ABC):
         would be counted each time, but settled once.
         """
         metrics, now = self._metrics, time()
+        self._settled += len(batch.packets)
         read = Counter((packet.topic, packet.partition) for packet in batch.packets)
         for partition, count in read.items():
             metrics.consumed.labels(metrics.survey, *partition).inc(count)
@@ -419,9 +449,13 @@ class ExactlyOnceSink(_Producing):
     ) -> None:
         super().__init__(settings, delivery, metrics, **options)
         self._ledger = ledger
+        self._usable = True
+        self._doubtful = False
+        self._hung = 0
+        self._call_timeout_s = _CALL_TIMEOUT_S
         self.source: Source | None = None
         try:
-            self._producer.init_transactions(30.0)
+            self._producer.init_transactions(_START_TIMEOUT_S)
         except KafkaException as error:
             raise kafka.as_error(error.args[0], "initialising transactions") from error
 
@@ -443,10 +477,14 @@ class ExactlyOnceSink(_Producing):
         Raises
         ------
         RetriableError
-            If the transaction was aborted; the source was rewound.
+            If the transaction was aborted, or its producer given up; the source went back to what is settled.
         FatalError
-            If this producer was fenced or broke.
+            If another worker has our transactional id, or too many producers hang.
         """
+        if self._doubtful or not self._usable:
+            self._usable = False
+            self._renew()
+            raise RetriableError("Transactions have a new producer now; what the old one left is read again.")
         batch = _Batch(packets, outcomes)
         # Every refusal for size costs a transaction, and another in which librdkafka gets a new epoch.
         for _ in range(4 * len(packets) + 4):
@@ -464,21 +502,27 @@ class ExactlyOnceSink(_Producing):
             self._send(batch)
             if batch.failures:
                 self._learn(batch)
-                _bounded(self._producer.abort_transaction, _TRANSACTION_TIMEOUT_S)
+                _bounded(self._producer.abort_transaction, self._call_timeout_s)
                 return False
             pages = batch.enter(self._ledger)
             if not pages:
                 # Every partition left while this was on its way: its new owner reads it again.
-                _bounded(self._producer.abort_transaction, _TRANSACTION_TIMEOUT_S)
+                _bounded(self._producer.abort_transaction, self._call_timeout_s)
                 return True
             offsets, member = self.source.offsets(pages), self.source.group_metadata()
-            _bounded(self._producer.send_offsets_to_transaction, offsets, member, _TRANSACTION_TIMEOUT_S)
+            _bounded(self._producer.send_offsets_to_transaction, offsets, member, self._call_timeout_s)
             self._commit()
-        except (KafkaException, RetriableError) as error:
+        except (KafkaException, RetriableError, _DoubtfulError) as error:
             self._ledger.restore(kept)
-            raise self._aborted(error) from error
+            raise self._given_up(error) from error
+        self._call_timeout_s = _CALL_TIMEOUT_S
         self._count(batch)
         return True
+
+    def _on_error(self, error: KafkaError) -> None:
+        super()._on_error(error)
+        # This is what producers hang after. A new one is made before the next transaction: no second is lost.
+        self._doubtful |= error.code() == KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
 
     def _send(self, batch: _Batch) -> None:
         """Produce in rounds of one request: librdkafka's transactional producer spins while more waits behind one."""
@@ -505,30 +549,73 @@ class ExactlyOnceSink(_Producing):
         deadline = monotonic() + self._delivery.drain_timeout_s
         while batch.missing and not batch.failures:  # after a failure the rest of the transaction is not sent
             self._producer.flush(0.1)
+            if self._doubtful:
+                raise _DoubtfulError("no broker could be reached in the middle of it")
             if monotonic() > deadline:
                 raise RetriableError("Kafka did not acknowledge a transaction's messages in time.")
 
     def _commit(self) -> None:
+        deadline = monotonic() + self._call_timeout_s
         while True:
             try:
-                _bounded(self._producer.commit_transaction, _TRANSACTION_TIMEOUT_S)
+                _bounded(self._producer.commit_transaction, max(deadline - monotonic(), 0.1))
             except KafkaException as error:
-                if not error.args[0].retriable():
+                if not error.args[0].retriable() or monotonic() > deadline:
                     raise
             else:
                 return
 
-    def _aborted(self, error: KafkaException | RetriableError) -> RetriableError:
+    def _given_up(self, error: KafkaException | RetriableError | _DoubtfulError) -> RetriableError:
+        """Abort what failed, or where that is not possible let a new producer do it; say what happened."""
         cause = error.args[0] if isinstance(error, KafkaException) else None
-        if isinstance(cause, KafkaError) and cause.fatal():
+        if isinstance(cause, KafkaError) and cause.code() in _FENCED:
             raise FatalError(f"Kafka, in a transaction: {cause.str()} ({cause.name()}).") from error
+        if not isinstance(error, _DoubtfulError):
+            try:
+                _bounded(self._producer.abort_transaction, self._call_timeout_s)
+            except (KafkaException, _HungError) as failed:
+                log.warning("a transaction cannot be aborted (%s), after: %s", failed, error)
+                error = failed if isinstance(failed, _HungError) else error
+            else:
+                assert self.source is not None, "the worker connects source and sink"
+                self.source.rewind()
+                return RetriableError(f"A transaction was aborted: {error}.")
+        self._usable = False
+        if isinstance(error, _HungError):
+            self._call_timeout_s = min(2 * self._call_timeout_s, _LONGEST_CALL_TIMEOUT_S)
+            self._count_hung(error)
+        self._renew()
+        return RetriableError(f"A transaction was given up, and its producer with it: {error}.")
+
+    def _count_hung(self, error: _HungError) -> None:
+        self._hung += 1
+        if self._hung > _MOST_HUNG:
+            raise FatalError(
+                f"{error}, the {self._hung}th time since this worker started.",
+                remedy="Start the worker again: the transaction is aborted then, and its alerts are read again.",
+            )
+
+    def _renew(self) -> None:
+        """Make a new producer under our transactional id, and go back to what the group has.
+
+        Its start fences the old one, whatever that still does, and ends the transaction that it left: aborted, or
+        committed where the commit was on its way. Only then do the committed offsets and pages tell which.
+        """
+        # The client's last reference goes in a thread: its end may wait for what hangs.
+        threading.Thread(target=_purge, args=(self._producer,), name="old-producer", daemon=True).start()
+        self._producer = kafka.make(Producer, self._options)
         try:
-            _bounded(self._producer.abort_transaction, _TRANSACTION_TIMEOUT_S)
-        except KafkaException as failed:
-            raise FatalError(f"A transaction cannot be aborted: {failed.args[0].str()}.") from failed
+            _bounded(self._producer.init_transactions, _RENEWAL_TIMEOUT_S)
+        except KafkaException as error:
+            raise RetriableError(f"Transactions have no new producer yet: {error.args[0].str()}.") from error
+        except _HungError as error:
+            self._count_hung(error)
+            raise RetriableError(f"Transactions have no new producer yet: {error}.") from error
         assert self.source is not None, "the worker connects source and sink"
-        self.source.rewind()
-        return RetriableError(f"A transaction was aborted: {error}.")
+        self.source.reopen()
+        self._producer.poll(0)  # what it had to say before it found the brokers
+        self._usable, self._doubtful = True, False
+        log.info("transactions have a new producer")
 
     def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:
         """Do nothing: a batch is settled when `publish` returns.

@@ -22,7 +22,7 @@ from confluent_kafka import (
 
 from stream_vae import kafka
 from stream_vae.alert import Packet
-from stream_vae.errors import ConfigError, FatalError
+from stream_vae.errors import ConfigError, FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.settings import BatchSettings, KafkaSettings
 from stream_vae.stages.ledger import Ledger, Page, Pages, Partition
@@ -30,6 +30,7 @@ from stream_vae.stages.ledger import Ledger, Page, Pages, Partition
 log = logging.getLogger(__name__)
 
 _COMMIT_AGAIN_S = 0.5
+_REOPEN_TIMEOUT_S = 10.0
 
 _HOPELESS = frozenset(
     (
@@ -293,6 +294,23 @@ class Source:
             except KafkaException as error:
                 raise FatalError(f"Kafka, going back to offset {offset}: {error.args[0].str()}.") from error
 
+    def reopen(self) -> None:
+        """Take the pages anew from what the group has committed, whatever was settled here, and go back there.
+
+        Raises
+        ------
+        RetriableError
+            If the broker does not tell.
+        FatalError
+            If the consumer cannot go back.
+        """
+        owned = [entry for entry in self._consumer.assignment() if self._ledger.owns((entry.topic, entry.partition))]
+        try:
+            self._open(self._consumer.committed(owned, timeout=_REOPEN_TIMEOUT_S) if owned else [])
+        except KafkaException as error:
+            raise RetriableError(f"The committed offsets cannot be read: {error.args[0].str()}.") from error
+        self.rewind()
+
     def caught_up(self) -> bool:
         """Tell whether everything up to the end of every assigned partition was read.
 
@@ -312,11 +330,13 @@ class Source:
             committed = consumer.committed(partitions, timeout=60)
         except KafkaException as error:
             raise FatalError(f"The committed offsets cannot be read: {error.args[0].str()}.") from error
-        for entry in committed:
-            partition = (entry.topic, entry.partition)
-            offset = entry.offset if entry.offset != OFFSET_INVALID else -1
-            self._ledger.open(partition, Page.read(max(offset, -1), entry.metadata))
+        self._open(committed)
         self._log("assigned", partitions)
+
+    def _open(self, committed: Iterable[TopicPartition]) -> None:
+        for entry in committed:
+            offset = entry.offset if entry.offset != OFFSET_INVALID else -1
+            self._ledger.open((entry.topic, entry.partition), Page.read(max(offset, -1), entry.metadata))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         del consumer

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from stream_vae.errors import RetriableError
+from stream_vae.errors import FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.runtime.worker import Worker
 from stream_vae.settings import Settings
 from stream_vae.sky.packets import packet_schema, simulate_packets
+from stream_vae.stages import sink as sink_module
 from stream_vae.stages.ledger import Pages
 from stream_vae.stages.sink import ExactlyOnceSink
 from stream_vae.stages.source import Source
@@ -381,6 +382,52 @@ def test_an_aborted_transaction_is_tried_again_in_the_same_process(kafka, tmp_pa
     check_books(deployment.settings, consumed=100)
     assert total(metrics, "stream_vae_alerts_published_total") == 100
     assert total(metrics, "stream_vae_alerts_consumed_total") == 100
+
+
+def hanging(monkeypatch, call: str, times: int, *, done: bool) -> list[str]:
+    """Let librdkafka hang in a call about a transaction, before or after it is done; give the calls as they come."""
+    calls: list[str] = []
+    bounded = sink_module._bounded
+
+    def hang(function, *arguments):
+        calls.append(function.__name__)
+        if function.__name__ != call or calls.count(call) not in range(3, 3 + times):
+            bounded(function, *arguments)
+            return
+        if done:
+            bounded(function, *arguments)
+        raise sink_module._HungError(f"it hangs in {call}")
+
+    monkeypatch.setattr(sink_module, "_bounded", hang)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("call", "done"),
+    [("send_offsets_to_transaction", False), ("commit_transaction", False), ("commit_transaction", True)],
+    ids=["offsets", "commit", "commit that was carried out"],
+)
+def test_a_producer_that_hangs_in_a_transaction_is_replaced_in_the_same_process(
+    kafka, tmp_path, monkeypatch, call, done
+):
+    deployment = deploy(kafka, tmp_path, survey="candidate", batch=SMALL, delivery=EXACTLY_ONCE)
+    sent = alerts(100)
+    send(kafka, deployment.input, sent)
+    calls = hanging(monkeypatch, call, 1, done=done)
+    work(deployment.settings)
+    assert calls.count("init_transactions") == 1
+    assert calls.count("abort_transaction") == 0, "who hangs is not asked for more"
+    assert [record.key for record in read(kafka, deployment.output)] == [record.key for record in sent]
+    check_books(deployment.settings, consumed=100)
+
+
+def test_a_worker_whose_producers_hang_again_and_again_stops(kafka, tmp_path, monkeypatch):
+    monkeypatch.setattr(sink_module, "_MOST_HUNG", 1)
+    deployment = deploy(kafka, tmp_path, survey="candidate", batch=SMALL, delivery=EXACTLY_ONCE)
+    send(kafka, deployment.input, alerts(100))
+    hanging(monkeypatch, "commit_transaction", 2, done=False)
+    with pytest.raises(FatalError, match=r"hangs in commit_transaction, the 2th time.*Start the worker again"):
+        work(deployment.settings)
 
 
 # The registry goes away and comes back.
