@@ -128,7 +128,9 @@ def decoder_of(settings: Settings, registry: SchemaSource | None) -> Decoder:
     return Decoder(frames, profile_of(settings), limits)
 
 
-def stages_of(settings: Settings, release: Release, registry: SchemaSource | None) -> Stages:
+def stages_of(
+    settings: Settings, release: Release, registry: SchemaSource | None, before: Stages | None = None
+) -> Stages:
     """Put the stages of one release together.
 
     Parameters
@@ -139,6 +141,8 @@ def stages_of(settings: Settings, release: Release, registry: SchemaSource | Non
         Verified.
     registry : SchemaSource or None
         From `registry_of`.
+    before : Stages, optional
+        Of the release that scored until now: what does not depend on the release is shared, caches and all.
 
     Returns
     -------
@@ -160,12 +164,13 @@ def stages_of(settings: Settings, release: Release, registry: SchemaSource | Non
         )
     topics = Topics(settings.kafka.output_topic, settings.kafka.lite_topic, settings.kafka.dead_letter_topic)
     encoder = Encoder(release, settings.release.threads)
+    outputs = before.enricher.outputs if before else OutputSchemas(registry)
     return Stages(
-        decoder=decoder_of(settings, registry),
+        decoder=before.decoder if before else decoder_of(settings, registry),
         stamper=Stamper(wanted, profile.cutouts, settings.limits.max_cutout_bytes),
         encoder=encoder,
         scorer=Scorer(release),
-        enricher=Enricher(release.card, profile, topics, OutputSchemas(registry), settings.filter.min_real_score),
+        enricher=Enricher(release.card, profile, topics, outputs, settings.filter.min_real_score),
         dead_letter_topic=settings.kafka.dead_letter_topic,
     )
 

@@ -114,6 +114,12 @@ class Metrics:
         self.rebalances = counter("rebalances_total", "Partition assignments and revocations", ("event",))
         self.ready = gauge("ready", "1 while the worker consumes, else 0")
         self.release_info = Info("stream_vae_release", "The release that scores", registry=registry)
+        self.release_swaps = counter(
+            "release_swaps_total", "Releases that became current while the worker ran, by what it did", ("outcome",)
+        )
+        self.release_refused = gauge(
+            "release_refused", "1 while the store's current release cannot be had or used and an older one scores"
+        )
         Info("stream_vae_build", "The software", registry=registry).info({"version": __version__})
 
     @contextmanager

@@ -140,7 +140,10 @@ class ReleaseSettings(Section):
     """Which model scores the alerts."""
 
     store: str = Field(description="folder or fsspec URL of the release store")
-    id: str | None = Field(default=None, description="a release id; absent: the store's current one")
+    id: str | None = Field(
+        default=None, description="a release id, kept whatever the store calls current; absent: the current one"
+    )
+    poll_s: float = Field(default=10.0, gt=0, description="how often the store is asked for a new current release")
     threads: int = Field(default=1, ge=1, description="ONNX Runtime threads of one worker")
 
     @model_validator(mode="after")

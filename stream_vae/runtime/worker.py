@@ -14,6 +14,7 @@ from stream_vae.errors import ConfigError, FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release
 from stream_vae.pipeline import Stages, enriched
+from stream_vae.runtime.swap import Prepared, ReleaseWatch
 from stream_vae.settings import Settings
 from stream_vae.stages.batch import by_bytes
 from stream_vae.stages.ledger import Ledger, Partition
@@ -54,7 +55,8 @@ class Worker:
     slot : int
         The worker's number, stable over restarts.
     release : Release, optional
-        Absent: the one that the settings name.
+        Absent: the one that the settings name; where they name none, the one that the store calls current, and
+        each that becomes current later.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class Worker:
         self._gave_up = False
         self._fates: deque[tuple[float, int, int]] = deque()
         check_topics(settings)
+        follow = release is None and settings.release.id is None
         self.release = release or assembly.release_of(settings)
         warm_up()
         self._registry = assembly.registry_of(settings.registry)
@@ -108,11 +111,31 @@ class Worker:
         )
         self._sink.source = self._source
         self._offering = assembly.offering_of(settings, self.release, metrics)
-        if self._offering is not None:
-            self._stages = replace(self._stages, observe=self._offering.observe)
-        metrics.release_info.info(
-            {"survey": metrics.survey, "release": self.release.id, "latent_space": self.release.card.latent_space}
-        )
+        self._score_with(self.release, self._stages)
+        self._watch = self._follow() if follow else None
+
+    def _score_with(self, release: Release, stages: Stages) -> None:
+        self.release = release
+        self._stages = replace(stages, observe=self._offering.observe) if self._offering else stages
+        survey, space = self._metrics.survey, release.card.latent_space
+        self._metrics.release_info.info({"survey": survey, "release": release.id, "latent_space": space})
+
+    def _follow(self) -> ReleaseWatch:
+        def prepare(release: Release) -> Stages:
+            return assembly.stages_of(self._settings, release, self._registry, before=self._stages)
+
+        section = self._settings.release
+        return ReleaseWatch(section.store, self.release, prepare, self._metrics, interval_s=section.poll_s)
+
+    def _swap(self, new: Prepared) -> None:
+        """Score with a new release from the next batch on."""
+        before = self.release
+        if self._offering is not None and new.release.card.preprocessing != before.card.preprocessing:
+            self._offering.close(timeout_s=0)  # what it holds was prepared in the old way
+            self._offering = assembly.offering_of(self._settings, new.release, self._metrics)
+        self._score_with(new.release, new.stages)
+        self._metrics.release_swaps.labels(self._metrics.survey, "taken").inc()
+        log.info("release %s scores from now on, instead of %s", new.release.id, before.id)
 
     def stop(self) -> None:
         """Ask the loop to finish its batch and return; safe from signal handlers and other threads."""
@@ -199,6 +222,8 @@ class Worker:
 
     def _turn(self) -> None:
         packets = self._source.read()
+        if self._watch is not None and (new := self._watch.take()) is not None:
+            self._swap(new)  # before the batch at hand: each is scored by one release
         self._heartbeat = monotonic()
         if self._gave_up:
             self._gave_up = False
@@ -276,6 +301,8 @@ class Worker:
 
     def close(self) -> None:
         """Leave the group and release the clients; may be called twice."""
+        if self._watch is not None:
+            self._watch.close()
         self._source.close()
         self._sink.close()
         if self._registry is not None:

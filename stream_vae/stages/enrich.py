@@ -216,7 +216,7 @@ class Enricher:
     topics : Topics
         Where to publish.
     outputs : OutputSchemas
-        The schemas of what is published.
+        The schemas of what is published; the next release's enricher takes them over.
     min_real_score : float, optional
         Alerts with a lower score are filtered.
     """
@@ -233,7 +233,7 @@ class Enricher:
         self._release = card.id.encode()
         self._profile = profile
         self._topics = topics
-        self._outputs = outputs
+        self.outputs = outputs
         self._min_real_score = min_real_score
 
     def enrich(
@@ -287,11 +287,11 @@ class Enricher:
             (RELEASE_HEADER, self._release),
         ]
         if self._topics.full:
-            value = reframe(alert.frame, _PRESENT + record, self._outputs.full(alert.frame, self._topics.full))
+            value = reframe(alert.frame, _PRESENT + record, self.outputs.full(alert.frame, self._topics.full))
             yield Outgoing(self._topics.full, value, packet.key, headers, packet.timestamp_ms)
         if self._topics.lite:
             body = self._lite_head(alert) + record
-            value = replace_body(alert.frame, body, self._outputs.lite(alert.frame, self._topics.lite))
+            value = replace_body(alert.frame, body, self.outputs.lite(alert.frame, self._topics.lite))
             yield Outgoing(self._topics.lite, value, packet.key, headers, packet.timestamp_ms)
 
     def _lite_head(self, alert: Alert) -> bytes:

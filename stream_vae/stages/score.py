@@ -27,7 +27,7 @@ class Scorer:
     Raises
     ------
     ConfigError
-        If the release's reference or scorer does not fit its latent size.
+        If the release's reference or scorer does not fit its latent size, or does not run.
     """
 
     def __init__(self, release: Release) -> None:
@@ -54,6 +54,10 @@ class Scorer:
             deviation = np.exp(0.5 * real_log_var.astype(np.float64)).astype(np.float32)
             self._anchors = np.concatenate([self._real, deviation], axis=1).T
         self._anchors = np.ascontiguousarray(self._anchors)
+        try:
+            self.score(Codes(np.zeros((1, size), np.float32), np.zeros((1, size), np.float32)))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise ConfigError(f"The scorer of {release.id} does not run: {error}.") from error
 
     @property
     def flag(self) -> np.uint32:

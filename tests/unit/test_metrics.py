@@ -20,7 +20,16 @@ from servers import Kafka
 from stage_parts import packet
 
 UNITS = ("seconds", "bytes", "messages", "alerts", "partitions", "workers", "stamps")
-BARE = {"real_score", "novelty", "ready", "release", "build", "reservoir_circuit_open", "alerts_in_flight"}
+BARE = {
+    "real_score",
+    "novelty",
+    "ready",
+    "release",
+    "release_refused",
+    "build",
+    "reservoir_circuit_open",
+    "alerts_in_flight",
+}
 """Shares and states, which have no unit."""
 SCALED = re.compile(r"(^|_)(ms|us|ns|millis|micros|minutes|hours|kb|mb|kib|mib|percent)(_|$)")
 CLOSED_LABELS = {
