@@ -38,6 +38,7 @@ MAVEN_TIMEOUT_S = 300
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 SMALL_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # no second compiler and no threads of its collector
+CLUSTER_ID = "c3RyZWFtLXZhZS10ZXN0cw"  # 16 bytes in URL-safe base64, as Kafka wants its ids
 START_ATTEMPTS = 3  # a port that was free may be taken before the broker listens on it
 
 # One node that is broker and controller. Small internal topics, because 50 partitions of offsets take a while to
@@ -73,6 +74,24 @@ log.cleaner.dedupe.buffer.size=4194304
 num.network.threads=2
 num.io.threads=2
 """
+
+# On top of these, for one of several nodes: every partition on three, two of which must have a message before it is
+# acknowledged. Nodes that are gone are missed after 3 s, not 9, as the group's members are in these tests.
+CLUSTER_PROPERTIES = """\
+node.id={node}
+controller.quorum.voters={voters}
+default.replication.factor=3
+min.insync.replicas=2
+offsets.topic.replication.factor=3
+transaction.state.log.replication.factor=3
+transaction.state.log.min.isr=2
+share.coordinator.state.topic.replication.factor=3
+share.coordinator.state.topic.min.isr=2
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+auto.leader.rebalance.enable=false
+"""
+NODES = 3
 
 # On top of these: users with passwords, users with certificates, and rights. Whoever comes to the plain listener is
 # User:ANONYMOUS.
@@ -145,6 +164,7 @@ class Kafka:
     bootstrap_servers: str
     embedded: EmbeddedKafka | None = None
     session_timeout_ms: int = 6000  # the shortest that a real broker takes by default
+    replicas: int = 1
     secure: SecureListeners | None = None
 
     @property
@@ -167,19 +187,25 @@ class Kafka:
             return name
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
         settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-        new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
+        new = NewTopic(name, num_partitions=partitions, replication_factor=self.replicas, config=settings)
         admin.create_topics([new], operation_timeout=30)[name].result(timeout=30)
-        # The controller has it now; the broker makes the partitions one by one and tells of the topic only then.
+        # The controller has it now; each broker makes its partitions one by one and tells of the topic only then.
         deadline = time.monotonic() + START_TIMEOUT_S
-        while name not in admin.list_topics(timeout=START_TIMEOUT_S).topics:
-            if time.monotonic() > deadline:
-                raise MissingServiceError(f"Kafka does not make the topic {name}")
-            time.sleep(0.02)
+        for server in self.bootstrap_servers.split(","):
+            while not _knows(server, name):
+                if time.monotonic() > deadline:
+                    raise MissingServiceError(f"Kafka does not make the topic {name}")
+                time.sleep(0.02)
         return name
 
     def fresh_topic(self, partitions: int = 1, *, stem: str = "test", **config: object) -> str:
         """Make a topic with a name of its own, and give the name."""
         return self.create_topic(self.topic(stem), partitions, **config)
+
+
+def _knows(server: str, topic: str) -> bool:
+    """Ask one broker: a client's first question goes to the one that it was given."""
+    return topic in AdminClient({"bootstrap.servers": server}).list_topics(timeout=START_TIMEOUT_S).topics
 
 
 @contextlib.contextmanager
@@ -234,6 +260,75 @@ def broker(*, for_tests: bool = False) -> Iterator[Broker]:
         yield server
 
 
+class Cluster:
+    """A Kafka of three nodes, each broker and controller, which can be ended one by one; see `Broker`."""
+
+    def __init__(self, jars: Path, folder: Path) -> None:
+        self._jars = jars
+        ports = free_ports(2 * NODES)
+        self._ports, controllers = ports[:NODES], ports[NODES:]
+        voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(controllers, 1))
+        self._folders = [folder / str(node) for node in range(1, NODES + 1)]
+        for node, place in enumerate(self._folders, 1):
+            place.mkdir()
+            text = (SERVER_PROPERTIES + CLUSTER_PROPERTIES).format(
+                port=self._ports[node - 1],
+                controller_port=controllers[node - 1],
+                folder=place,
+                node=node,
+                voters=voters,
+            )
+            (place / "server.properties").write_text(text, encoding="utf-8")
+        form = ("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c")
+        formatting = [self._java(place, *form, place / "server.properties") for place in self._folders]
+        for process in formatting:
+            process.wait(START_TIMEOUT_S)
+        self._processes = [self._process(place) for place in self._folders]
+        for node in range(1, NODES + 1):
+            self._await(node)
+        servers = ",".join(f"127.0.0.1:{port}" for port in self._ports)
+        self.kafka = Kafka(servers, session_timeout_ms=3000, replicas=NODES)
+
+    def _java(self, folder: Path, main: str, *arguments: object) -> subprocess.Popen[bytes]:
+        return _java(self._jars, folder / "kafka.log", SMALL_JVM, main, *arguments)
+
+    def _process(self, folder: Path) -> subprocess.Popen[bytes]:
+        return self._java(folder, "kafka.Kafka", folder / "server.properties")
+
+    def _await(self, node: int) -> None:
+        if not _answers(self._processes[node - 1], self._ports[node - 1]):
+            log = (self._folders[node - 1] / "kafka.log").read_text(encoding="utf-8")
+            self.close()
+            raise MissingServiceError(f"node {node} of Kafka did not start: {log[-3000:]}")
+
+    def kill(self, node: int) -> None:
+        """End a node as a power cut would, but for the disk."""
+        self._processes[node - 1].kill()
+        self._processes[node - 1].wait()
+
+    def terminate(self, node: int) -> None:
+        """End a node in peace, which hands over what it leads first."""
+        _end(self._processes[node - 1])
+
+    def start(self, node: int) -> None:
+        """Start a node again and wait until it answers."""
+        self._processes[node - 1] = self._process(self._folders[node - 1])
+        self._await(node)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()  # the last of them would wait for a quorum
+            process.wait()
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Start a Kafka of three nodes, for as long as the block runs."""
+    jars = kafka_jars()
+    with _temporary_folder("kafka") as folder, contextlib.closing(Cluster(jars, folder)) as servers:
+        yield servers
+
+
 def kafka_jars() -> Path:
     """Give the folder with Kafka's jars, fetched by Maven on first use and kept in the cache."""
     pom = KAFKA_FILES / "pom.xml"
@@ -286,10 +381,9 @@ def _start_kafka(
         properties = folder / "server.properties"
         properties.write_text(text.format(folder=folder, certificates=certificates, **ports), encoding="utf-8")
         shutil.rmtree(folder / "data", ignore_errors=True)
-        cluster_id = "c3RyZWFtLXZhZS10ZXN0cw"  # 16 bytes in URL-safe base64, as Kafka wants its ids
         user = f"SCRAM-SHA-512=[name={SCRAM_USER},password={SCRAM_PASSWORD}]"
         users = ["--add-scram", user] if secure else []
-        form = ("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", properties, *users)
+        form = ("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", properties, *users)
         _java(jars, log, SMALL_JVM, *form).wait(START_TIMEOUT_S)
         process = _java(jars, log, SMALL_JVM if secure else (), "kafka.Kafka", properties)
         if _answers(process, port):

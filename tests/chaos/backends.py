@@ -1,6 +1,7 @@
-"""A Redis that can be killed, stopped and slowed, for the reservoir beside the alert path."""
+"""What stands beside the alert path: a Redis that can be killed, stopped and slowed, and a store of releases."""
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -8,6 +9,9 @@ import threading
 import time
 from pathlib import Path
 
+from stream_vae.model.store import ReleaseStore
+
+from releases import make_release
 from servers import free_ports, redis_binary, start_redis
 
 
@@ -41,6 +45,40 @@ class Redis:
     def close(self) -> None:
         self._relay.close()
         self.kill()
+
+
+class Releases:
+    """A store with some good releases, of other weights each, and a damaged one."""
+
+    def __init__(self, url: str, folder: Path, count: int) -> None:
+        self._store = ReleaseStore(url)
+        for number in range(1, count + 1):  # one is there already
+            make_release(self._store, folder / f"release-{number}", seed=number, promote=False)
+        *self.good, self.damaged = sorted(self._store.ids())
+        if self.current == self.damaged:
+            self.good[0], self.damaged = self.damaged, self.good[0]
+        encoder = Path(url) / "releases" / self.damaged / "encoder.onnx"
+        encoder.chmod(0o644)
+        content = bytearray(encoder.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        encoder.write_bytes(content)
+        self._pointer = Path(url) / "current.json"
+
+    @property
+    def current(self) -> str:
+        current = self._store.current()
+        assert current is not None
+        return current
+
+    def promote(self, name: str) -> None:
+        self._store.promote(name)
+
+    def offer_damaged(self) -> None:
+        """Make the damaged one current, as a file that is damaged after it was promoted would be."""
+        pointer = json.loads(self._pointer.read_text(encoding="utf-8")) | {"release": self.damaged}
+        beside = self._pointer.with_suffix(".new")
+        beside.write_text(json.dumps(pointer), encoding="utf-8")
+        beside.replace(self._pointer)
 
 
 class Relay:

@@ -6,27 +6,35 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from chaos.backends import Redis
+from confluent_kafka import ElectionType, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from chaos.backends import Redis, Releases
 from chaos.load import Load
 from chaos.witness import Witness
 from chaos.workers import START_TIMEOUT_S, Fleet, RayFleet, Worker
-from servers import Broker
+from servers import Broker, Cluster
 
 TURN_S = 0.1
+ANSWER_TIMEOUT_S = 60
 
 
 @dataclass
 class Scene:
     """Everything that a fault may touch."""
 
-    broker: Broker
+    broker: Broker | Cluster
     redis: Redis | None
+    releases: Releases | None
     fleet: Fleet
     load: Load
     witness: Witness
+    topics: list[str]
+    """Of the input and the output, with so many partitions each:"""
     partitions: int
     chance: random.Random
     kills: int = 0
+    problems: list[str] = field(default_factory=list)
 
     def tend(self, seconds: float) -> None:
         """Let time pass; what ended is started anew meanwhile."""
@@ -39,6 +47,7 @@ class Scene:
 
     def flows_since(self, sent_ms: float) -> bool:
         """Tell whether of every partition an alert came out that was sent after a time."""
+        self.witness.check()
         newest = self.witness.newest_ms
         return all(newest.get(partition, 0) >= sent_ms for partition in range(self.partitions))
 
@@ -57,6 +66,9 @@ class Fault(Protocol):
 
     def heal(self, scene: Scene) -> None: ...
 
+    def after(self, scene: Scene) -> None:
+        """Make good what must not count as recovery, once alerts flow again."""
+
 
 @dataclass(frozen=True)
 class Nothing:
@@ -69,6 +81,9 @@ class Nothing:
         pass
 
     def heal(self, scene: Scene) -> None:
+        pass
+
+    def after(self, scene: Scene) -> None:
         pass
 
 
@@ -134,11 +149,105 @@ class KillBroker(Nothing):
     lasts_s: float = 3.0
 
     def inject(self, scene: Scene) -> None:
+        assert isinstance(scene.broker, Broker)
         scene.broker.kill()
         scene.kills += 1
 
     def heal(self, scene: Scene) -> None:
+        assert isinstance(scene.broker, Broker)
         scene.broker.start()
+
+
+@dataclass(frozen=True)
+class KillLeader(Nothing):
+    """SIGKILL one of three brokers, a leader of the input's or the output's; it comes back once alerts flow without it.
+
+    Its recovery counts from the kill.
+    """
+
+    name: str = "leader SIGKILL"
+    _away: list[int] = field(default_factory=list)
+
+    def inject(self, scene: Scene) -> None:
+        assert isinstance(scene.broker, Cluster)
+        leaders = Topics(scene).leaders()
+        node = leaders[scene.chance.choice(sorted(leaders))]
+        self._away[:] = [node]
+        self._end(scene, scene.broker, node)
+
+    def _end(self, scene: Scene, brokers: Cluster, node: int) -> None:
+        brokers.kill(node)
+        scene.kills += 1
+
+    def after(self, scene: Scene) -> None:
+        assert isinstance(scene.broker, Cluster)
+        for node in self._away:
+            scene.broker.start(node)
+        Topics(scene).await_replicas()
+
+
+@dataclass(frozen=True)
+class LeaveLeader(KillLeader):
+    """SIGTERM one of three brokers, which hands over what it leads, as in a rolling restart."""
+
+    name: str = "leader SIGTERM"
+
+    def _end(self, scene: Scene, brokers: Cluster, node: int) -> None:
+        del scene
+        brokers.terminate(node)
+
+
+@dataclass(frozen=True)
+class MoveLeaders(Nothing):
+    """Give every partition back to the broker that is to lead it: others do since that one was away."""
+
+    name: str = "leaders moved"
+
+    def inject(self, scene: Scene) -> None:
+        if not Topics(scene).elect():
+            scene.problems.append("there was no leader to move")
+
+
+class Topics:
+    """The topics of a scene, and Kafka's own, as its brokers know them."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._admin = AdminClient({"bootstrap.servers": scene.broker.kafka.bootstrap_servers, "log_level": 0})
+
+    def leaders(self) -> dict[tuple[str, int], int]:
+        """Give the leading node of each partition that alerts go through."""
+        own = self._scene.topics
+        topics = self._admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+        return {(name, number): each.leader for name in own for number, each in topics[name].partitions.items()}
+
+    def await_replicas(self) -> None:
+        """Wait until every partition has all its replicas, so that the next node may go."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            topics = self._admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics.values()
+            partitions = [each for topic in topics for each in topic.partitions.values()]
+            if all(len(each.isrs) == len(each.replicas) for each in partitions):
+                return
+            self._scene.tend(0.5)
+        self._scene.problems.append("a broker that came back did not catch up")
+
+    def elect(self) -> int:
+        """Let the first replica of every partition lead it; give how many do who did not before."""
+        topics = self._admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+        wanted = [
+            TopicPartition(name, number)
+            for name, topic in topics.items()
+            for number, each in topic.partitions.items()
+            if each.leader != each.replicas[0]
+        ]
+        if not wanted:
+            return 0
+        answers = self._admin.elect_leaders(ElectionType.PREFERRED, wanted).result(ANSWER_TIMEOUT_S)
+        for entry, error in answers.items():
+            if error is not None:
+                self._scene.problems.append(f"{entry.topic}/{entry.partition} gets no leader: {error}")
+        return len(wanted)
 
 
 @dataclass(frozen=True)
@@ -189,6 +298,46 @@ class SlowRedis(Nothing):
     def heal(self, scene: Scene) -> None:
         assert scene.redis is not None
         scene.redis.slow(0)
+
+
+@dataclass(frozen=True)
+class SwapRelease(Nothing):
+    """Promote another release, which all workers must take."""
+
+    name: str = "release swapped"
+
+    def inject(self, scene: Scene) -> None:
+        assert scene.releases is not None
+        others = [name for name in scene.releases.good if name != scene.releases.current]
+        scene.releases.promote(scene.chance.choice(others))
+
+    def after(self, scene: Scene) -> None:
+        assert scene.releases is not None
+        wanted = {scene.releases.current.encode()}
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while set(scene.witness.scoring.values()) != wanted:
+            if time.monotonic() > deadline:
+                scene.problems.append(f"not all partitions are scored by {wanted}: {scene.witness.scoring}")
+                return
+            scene.tend(0.2)
+
+
+@dataclass(frozen=True)
+class OfferDamaged(Nothing):
+    """Let the store call a release current whose encoder is damaged, and then the one before again."""
+
+    name: str = "corrupt release offered"
+    lasts_s: float = 3.0
+    _before: list[str] = field(default_factory=list)
+
+    def inject(self, scene: Scene) -> None:
+        assert scene.releases is not None
+        self._before[:] = [scene.releases.current]
+        scene.releases.offer_damaged()
+
+    def heal(self, scene: Scene) -> None:
+        assert scene.releases is not None
+        scene.releases.promote(self._before[0])
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,11 @@ class Load:
             "message.max.bytes": 10_000_000,
             "message.timeout.ms": 300_000,
             "linger.ms": 5,
+            "reconnect.backoff.max.ms": 1_000,  # what is measured is the fleet's recovery, not ours
             "log_level": 0,  # a broker that is away is no news here
         }
         self._producer = Producer(options)
+        self._began_at, self._ended_at = time.monotonic(), 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -143,9 +145,16 @@ class Load:
             else:
                 return
 
+    @property
+    def a_second(self) -> float:
+        """What was acknowledged, by second, from the beginning until the end or now."""
+        end = self._ended_at or time.monotonic()
+        return len(self.sent) / max(end - self._began_at, 1e-3)
+
     def stop(self) -> None:
         """Send no more, and wait until all is acknowledged."""
         self._stop.set()
         self._thread.join()
         assert self._producer.flush(300) == 0
+        self._ended_at = time.monotonic()
         assert self.failures == []

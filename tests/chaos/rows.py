@@ -17,25 +17,30 @@ from typing import Any
 from confluent_kafka.admin import AdminClient
 from stream_vae.tools.audit import audit_of
 
-from chaos.backends import Redis
+from chaos.backends import Redis, Releases
 from chaos.faults import (
     Fault,
     Kill,
     KillBroker,
+    KillLeader,
     KillRedis,
     KillSupervisor,
+    LeaveLeader,
+    MoveLeaders,
+    OfferDamaged,
     Scale,
     Scene,
     SlowRedis,
     Stop,
     StopRedis,
+    SwapRelease,
     Terminate,
 )
 from chaos.load import Load, Place, Sent, clean, spoiled
 from chaos.witness import Findings, Witness
 from chaos.workers import START_TIMEOUT_S, Fleet, Processes, RayFleet
 from deployment import Deployment, deploy
-from servers import Broker
+from servers import Broker, Cluster
 
 MODES = ("at_least_once", "exactly_once")
 PARTITIONS = 4
@@ -45,6 +50,13 @@ RECOVERY_TIMEOUT_S = 150
 """Above a transaction's time-out of 30 s, the group's session and a start, several times over."""
 SETTLE_TIMEOUT_S = 150
 """Longest standstill while the rest is worked off."""
+CALM_AFTER_S = 1.0
+"""From a recovery until what comes out counts as of calm times."""
+SLOWER, SLOWER_S = 1.5, 0.1
+"""What a fault beside the path may make of the median latency: so much of that of calm times, and so much more. Waiting
+for a Redis that hangs would cost 0.2 s a batch."""
+PATIENCE = 3.0
+"""How much longer than planned a row goes on until all of its messages are sent."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,12 @@ class Row:
     ray: bool = False
     spoiled: bool = False
     redis: bool = False
+    steady: bool = False
+    """Whether alerts must come out as fast as without the faults."""
+    brokers: int = 1
+    """One, or three."""
+    releases: int = 1
+    """More than one: in the workers' store, and one of them damaged."""
     may_exit: bool = False
     """Whether workers may end by themselves and be started anew: when the broker is away for long, say."""
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -69,7 +87,14 @@ ROWS = (
     Row("workers drained", (Terminate(),)),
     Row("workers stopped past session", (Stop(), Stop(lasts_s=40.0, name="SIGSTOP 40 s")), may_exit=True),
     Row("broker killed", (KillBroker(),), may_exit=True),
-    Row("Redis killed, stopped, slow", (KillRedis(), StopRedis(), SlowRedis()), redis=True),
+    Row(
+        "leader of three brokers killed",
+        (KillLeader(), MoveLeaders(), LeaveLeader(), MoveLeaders()),
+        brokers=3,
+        may_exit=True,
+    ),
+    Row("Redis killed, stopped, slow", (KillRedis(), StopRedis(), SlowRedis()), redis=True, steady=True),
+    Row("release swapped, corrupt one offered", (SwapRelease(), SwapRelease(), OfferDamaged()), releases=4),
     Row("bad input, killed", (Kill(),), spoiled=True),
     Row("scaled under load", (Scale(),), workers=1),
     Row("Ray: all killed", (Kill(), KillSupervisor()), ray=True, every_s=10.0),
@@ -82,6 +107,8 @@ class Amount:
 
     seconds: float = 60.0
     a_second: float = 100.0
+    messages: int = 0
+    """At least; the load goes on until they are sent."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,10 @@ class Verdict:
     """By fault: from its end until of every partition something came out that was sent later."""
     silence_s: float
     """The longest time for which nothing came of some partition."""
+    a_second: float
+    """Messages that were sent and acknowledged in a second of the load."""
+    latency_s: dict[str, float | None]
+    """Median from sending to reading, in calm times and by fault while it lasted."""
     exits: list[int]
     seconds: float
     problems: list[str]
@@ -116,28 +147,35 @@ class Verdict:
 def play(
     row: Row,
     mode: str,
-    broker: Broker,
+    broker: Broker | Cluster,
     packets: Sequence[bytes],
     folder: Path,
     *,
     amount: Amount,
     survey: str = "ztf",
     lite: bool = False,
+    limit_s: float | None = None,
 ) -> Verdict:
-    """Run one row in one mode; what is wrong with the outcome is in the verdict and raises nothing."""
+    """Run one row in one mode; what is wrong with the outcome is in the verdict and raises nothing.
+
+    With `limit_s` a recovery that takes as long is wrong, too.
+    """
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         redis = stack.enter_context(closing(Redis(folder))) if row.redis else None
         deployment = _deployed(row, mode, broker, folder, survey, redis, lite=lite)
         stack.callback(_delete_topics, deployment)
+        releases = Releases(deployment.settings.release.store, folder, row.releases) if row.releases > 1 else None
         fleet = stack.enter_context(closing((RayFleet if row.ray else Processes)(deployment, folder, row.workers)))
         witness = Witness(deployment)
         stack.callback(witness.stop)
         items = (spoiled if row.spoiled else clean)(packets)
         load = Load(deployment, items, a_second=amount.a_second, partitions=PARTITIONS)
-        scene = Scene(broker, redis, fleet, load, witness, PARTITIONS, random.Random(f"{row.name} {mode}"))
-        recoveries = _strike(row, scene, amount.seconds)
+        topics = [deployment.input, deployment.lite if lite else deployment.output]
+        chance = random.Random(f"{row.name} {mode}")
+        scene = Scene(broker, redis, releases, fleet, load, witness, topics, PARTITIONS, chance)
+        recoveries, windows = _strike(row, scene, amount)
         silence_s = witness.silence_s
         load.stop()
         _work_off(scene)
@@ -146,8 +184,17 @@ def play(
         last = Witness(deployment, to_the_end=True)
         last.stop()
         found, problems = _judge(mode, deployment, load.sent, witness, last)
-        problems += stuck
+        problems += stuck + scene.problems
+        if releases is not None and (wrong := last.releases - set(releases.good)):
+            problems.append(f"scored by releases that nobody could use: {wrong}")
+        if len(load.sent) < amount.messages:
+            problems.append(f"only {len(load.sent)} of {amount.messages} messages could be sent")
+        latency_s = {name: witness.latency_s(each) for name, each in windows.items()}
+        if row.steady:
+            problems += _slower(latency_s)
         recovered = [each for each in recoveries if each is not None]
+        if limit_s is not None and (slow := [each for each in recovered if each >= limit_s]):
+            problems.append(f"{len(slow)} recoveries took {limit_s:g} s or more")
         if len(recovered) < len(recoveries):
             problems.append(f"after {len(recoveries) - len(recovered)} faults it did not recover")
         if unexpected := [code for code in fleet.exits if not row.may_exit or code not in PASSING]:
@@ -165,6 +212,8 @@ def play(
         disordered=found.disordered,
         recovery_s=[round(each, 2) for each in recovered],
         silence_s=round(silence_s, 2),
+        a_second=round(load.a_second, 1),
+        latency_s={name: each and round(each, 3) for name, each in latency_s.items()},
         exits=fleet.exits,
         seconds=round(time.monotonic() - began, 1),
         problems=problems,
@@ -172,11 +221,13 @@ def play(
 
 
 def _deployed(
-    row: Row, mode: str, broker: Broker, folder: Path, survey: str, redis: Redis | None, *, lite: bool
+    row: Row, mode: str, broker: Broker | Cluster, folder: Path, survey: str, redis: Redis | None, *, lite: bool
 ) -> Deployment:
     sections: dict[str, dict[str, Any]] = {name: dict(values) for name, values in row.sections.items()}
     sections.setdefault("delivery", {})["mode"] = mode
     sections.setdefault("kafka", {})["output_topic" if lite else "lite_topic"] = None
+    if row.releases > 1:
+        sections["release"] = {"poll_s": 0.5}
     if redis is not None:
         sections["reservoir"] = {"url": redis.url, "capacity": 2_000}
     return deploy(broker.kafka, folder, survey=survey, partitions=PARTITIONS, **sections)
@@ -191,21 +242,51 @@ def _delete_topics(deployment: Deployment) -> None:
         answer.result(60)
 
 
-def _strike(row: Row, scene: Scene, seconds: float) -> list[float | None]:
-    """Inject faults as long as the load lasts; give the recovery after each."""
+Windows = dict[str, list[tuple[float, float]]]
+"""Of the monotonic clock: `calm`, and each fault from its injection to its end."""
+
+
+def _strike(row: Row, scene: Scene, amount: Amount) -> tuple[list[float | None], Windows]:
+    """Inject faults as long as the load lasts; give the recovery after each, and when they were."""
     _await_flow(scene, time.time() * 1000, START_TIMEOUT_S)
-    end, recoveries = time.monotonic() + seconds, []
+    start, recoveries = time.monotonic(), []
+    windows: Windows = {"calm": []}
     for fault in cycle(row.faults):
+        calm_from = time.monotonic() + CALM_AFTER_S
         scene.tend(scene.chance.uniform(0.5, 1.5) * row.every_s)
-        if recoveries and time.monotonic() >= end:
+        if len(recoveries) >= len(row.faults) and _enough(scene, amount, time.monotonic() - start):
             break
+        injected_at = time.monotonic()
+        windows["calm"].append((calm_from, injected_at))
         fault.inject(scene)
         scene.tend(fault.lasts_s)
+        windows.setdefault(fault.name, []).append((injected_at, time.monotonic()))
         fault.heal(scene)
         recoveries.append(_await_flow(scene, time.time() * 1000, RECOVERY_TIMEOUT_S))
+        fault.after(scene)
         if recoveries[-1] is None:
             break
-    return recoveries
+    return recoveries, windows
+
+
+def _enough(scene: Scene, amount: Amount, lasted_s: float) -> bool:
+    if lasted_s >= PATIENCE * amount.seconds:
+        return True
+    return lasted_s >= amount.seconds and len(scene.load.sent) >= amount.messages
+
+
+def _slower(latency_s: Mapping[str, float | None]) -> list[str]:
+    """Tell which faults, while they lasted, made alerts come out later than without."""
+    calm = latency_s["calm"]
+    if calm is None:
+        return ["nothing came in calm times"]
+    found = []
+    for name, during in latency_s.items():
+        if during is None:
+            found.append(f"nothing came while there was {name}")
+        elif during > SLOWER * calm + SLOWER_S:
+            found.append(f"alerts took {during:.2f} s while there was {name}, and {calm:.2f} s otherwise")
+    return found
 
 
 def _await_flow(scene: Scene, since_ms: float, timeout_s: float) -> float | None:
@@ -241,7 +322,7 @@ def _judge(
     problems = []
     for reader, name in ((witness, "concurrent"), (last, "final")):
         found = reader.findings(sent)
-        wrong = ["lost", "invented", "differing", "misplaced", "disordered"]
+        wrong = ["lost", "invented", "differing", "misplaced", "disordered", "mixed"]
         if mode == "exactly_once":
             wrong += ["duplicated", "steps_back"]
         problems += [f"{getattr(found, each)} {each} for the {name} reader" for each in wrong if getattr(found, each)]

@@ -22,6 +22,7 @@ def packets() -> list[bytes]:
     [
         (Row("a worker stands still past its session", (Stop(),), spoiled=True, sections=SMALL), "exactly_once"),
         (Row("the broker is killed", (KillBroker(),), workers=1, may_exit=True, sections=SMALL), "at_least_once"),
+        (Row("the broker is killed", (KillBroker(),), workers=1, sections=SMALL), "exactly_once"),
     ],
     ids=lambda value: value.name.replace(" ", "-") if isinstance(value, Row) else value,
 )

@@ -10,7 +10,7 @@ from chaos.load import Sent, spoiled, under_another_schema
 from chaos.witness import Deposition, Findings, without_scored_at
 from flow import avro_file, decode_file, encode
 
-CLEAN = Findings(2, 0, 0, 0, 0, 0, 0, 0)
+CLEAN = Findings(2, 0, 0, 0, 0, 0, 0, 0, 0)
 NOW_US = int(time.time() * 1_000_000)
 
 
@@ -24,6 +24,7 @@ class Message:
     scored_at_us: int = NOW_US
     sent_key: bytes = b"k"
     to: str = "out"
+    release: str = "first"
 
     def topic(self) -> str:
         return self.to
@@ -41,7 +42,8 @@ class Message:
         return self.body if self.to == "dead" else self.body + encode("long", self.scored_at_us)
 
     def headers(self) -> list[tuple[str, bytes]]:
-        return [("stream_vae.source", f"in/0/{self.origin}".encode())]
+        scored = [] if self.to == "dead" else [("stream_vae.release", self.release.encode())]
+        return [("stream_vae.source", f"in/0/{self.origin}".encode()), *scored]
 
     def timestamp(self) -> tuple[int, int]:
         return 1, 1
@@ -74,6 +76,18 @@ def test_what_nobody_sent_is_seen() -> None:
 def test_a_duplicate_is_counted_and_its_time_of_scoring_may_differ() -> None:
     again = Message(1, 2, scored_at_us=NOW_US + 9_999)
     assert findings(Message(0, 0), Message(1, 1), again) == {"delivered": 3, "duplicated": 1, "steps_back": 1}
+
+
+def test_another_release_may_score_again_what_the_first_scored_but_not_twice_in_two_ways() -> None:
+    other = {"release": "second", "scored_at_us": NOW_US + 1}
+    again = Message(1, 2, b"other", **other), Message(1, 3, b"other", **other)
+    assert findings(Message(0, 0), Message(1, 1), *again)["duplicated"] == 2
+    assert "differing" not in findings(Message(0, 0), Message(1, 1), *again)
+    assert findings(Message(0, 0), Message(1, 1), *again, Message(1, 4, b"third", **other))["differing"] == 1
+
+
+def test_a_batch_of_two_releases_is_seen() -> None:
+    assert findings(Message(0, 0), Message(1, 1, release="second")) == {"mixed": 1}
 
 
 def test_a_duplicate_that_differs_is_seen() -> None:
