@@ -56,7 +56,7 @@ bench: setup  ## Kafka to Kafka against the usual Python way and the floor, in o
 # A minute a row and mode; MINUTES and MESSAGES are of all together, ROWS are words of their names.
 chaos: setup  ## Faults under load on a real Kafka: what is lost, doubled, and how long until it flows again
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MESSAGES),--messages $(MESSAGES)) \
-		$(if $(ROWS),--rows $(ROWS))
+		$(if $(ROWS),--rows $(ROWS)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """The chaos suite: every row in both modes, as a table, and as JSON beside it.
 
-make chaos [MINUTES=30] [MESSAGES=1000000] [ROWS="broker Ray"], or with `tests` on the path
+make chaos [MINUTES=30] [MESSAGES=1000000] [ROWS="broker Ray"] [MARKDOWN=FILE], or with `tests` on the path
 
     python -m chaos [--minutes M] [--messages N] [--rows WORD ...] [--modes MODE ...] [--json OUT] [--markdown OUT]
     python -m chaos --table RESULTS.json ...          # what was found before, as Markdown
@@ -30,6 +30,7 @@ LIMIT_S = 15.0
 A_SECOND = 100.0
 MOST_FULL = 20_000
 """Messages of a row beyond which only the lite topic is written: alerts of 60 kB fill a disk."""
+MARKS = ("<!-- table -->", "<!-- end of table -->")
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = (
     *("row", "mode", "faults", "kills", "messages", "/s", "dead", "lost", "doubled", "differ", "recovery s"),
@@ -77,7 +78,7 @@ def main() -> int:
                 _keep_logs(folder, options.json.with_suffix("") / str(number))
     console.print(_table(verdicts))
     if options.markdown:
-        options.markdown.write_text(markdown(verdicts_of(options.json)) + "\n", encoding="utf-8")
+        _put(options.markdown, markdown(verdicts))
     return int(any(verdict.problems for verdict in verdicts))
 
 
@@ -90,7 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="keep the workers' logs also where nothing is wrong")
     default = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     parser.add_argument("--json", type=Path, default=default, help="where the verdicts go")
-    parser.add_argument("--markdown", type=Path, help="where the table goes, too")
+    parser.add_argument("--markdown", type=Path, help=f"where the table goes too; between {MARKS[0]} and {MARKS[1]}")
     parser.add_argument("--table", type=Path, nargs="+", help="play nothing: print the table of such verdicts")
     return parser.parse_args()
 
@@ -119,6 +120,15 @@ def markdown(verdicts: list[Verdict]) -> str:
     wrong = [f"- {each.row}, {each.mode}: {problem}" for each in verdicts for problem in each.problems]
     total = f"{sum(each.messages for each in verdicts):,} messages, {sum(each.faults for each in verdicts):,} faults."
     return "\n".join([*lines, "", total, *wrong])
+
+
+def _put(path: Path, table: str) -> None:
+    """Write the table to a file, where it has marks for it between them."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    before, mark, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    text = f"{before}{mark}\n{table}\n\n{MARKS[1]}{after}" if mark else f"{table}\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def _table(verdicts: list[Verdict]) -> Table:

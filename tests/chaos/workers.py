@@ -62,12 +62,13 @@ class Slot:
             self._process.signal(number)
 
     def terminate(self) -> None:
-        """Ask it to drain; that it leaves with 0 is part of the promise."""
+        """Ask it to drain; that it leaves with 0 is part of the promise, once it is no longer starting."""
         if self._process is None:
             return
+        promised = {0} if self.working() else {0, -signal.SIGTERM}
         self._process.signal(signal.SIGTERM)
         code = self._process.wait(120)
-        if code != 0:
+        if code not in promised:
             self.exits.append(code)
         self._leave()
 
