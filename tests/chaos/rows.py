@@ -93,7 +93,13 @@ ROWS = (
         brokers=3,
         may_exit=True,
     ),
-    Row("Redis killed, stopped, slow", (KillRedis(), StopRedis(), SlowRedis()), redis=True, steady=True),
+    Row(
+        "Redis killed, stopped, slow",
+        (KillRedis(), StopRedis(), SlowRedis()),
+        redis=True,
+        steady=True,
+        sections={"batch": {"max_wait_s": 0.1}},  # whoever waits 0.2 s a batch is late at once
+    ),
     Row("release swapped, corrupt one offered", (SwapRelease(), SwapRelease(), OfferDamaged()), releases=4),
     Row("bad input, killed", (Kill(),), spoiled=True),
     Row("scaled under load", (Scale(),), workers=1),

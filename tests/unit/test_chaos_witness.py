@@ -3,10 +3,14 @@
 import itertools
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
 from stream_vae.sky.packets import simulate_packets
 
+from chaos import __main__ as chaos_main
 from chaos.load import Sent, spoiled, under_another_schema
+from chaos.rows import Verdict, _slower
 from chaos.witness import Deposition, Findings, without_scored_at
 from flow import avro_file, decode_file, encode
 
@@ -124,3 +128,62 @@ def test_a_spoiled_load_has_some_of_everything() -> None:
     items = [item for item, _ in zip(spoiled(packets, corrupted=0.1, twice=0.1), range(500), strict=False)]
     assert 10 < sum(item.dead for item in items) < 100
     assert 10 < sum(one.packet == other.packet for one, other in itertools.pairwise(items)) < 150
+
+
+@pytest.mark.parametrize(
+    ("during", "complaints"),
+    [(0.30, 0), (0.39, 0), (0.41, 1), (None, 1)],
+    ids=["as fast", "noise", "slower", "stopped"],
+)
+def test_alerts_that_come_later_while_something_beside_the_path_fails_are_a_complaint(
+    during: float | None, complaints: int
+) -> None:
+    assert len(_slower({"calm": 0.2, "Redis slow": during})) == complaints
+
+
+def test_the_latency_of_a_window_is_that_of_what_came_within_it() -> None:
+    deposition = Deposition("dead")
+    deposition.enter(Message(0, 0))
+    between = time.monotonic()
+    deposition.enter(Message(1, 1))
+    end = time.monotonic()
+    assert deposition.latency_s([(between, between)]) is None
+    # Message says that it was sent one millisecond after the beginning of 1970.
+    assert deposition.latency_s([(between, end)]) == pytest.approx(time.time(), rel=1e-6)
+
+
+VERDICT = Verdict(
+    *(
+        "workers killed",
+        "exactly_once",
+        3,
+        3,
+        1_000,
+        0,
+        0,
+        0,
+        0,
+        0,
+        [0.5, 2.0, 1.0],
+        2.5,
+        99.6,
+        {"calm": 0.2},
+        [],
+        20.0,
+    ),
+    problems=["1 lost for the final reader"],
+)
+
+
+def test_the_table_replaces_the_one_before_and_leaves_the_rest_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("# Before\n\n<!-- table -->\nold\n<!-- end of table -->\n\nAfter.\n")
+    for _ in range(2):
+        chaos_main._put(file, chaos_main.markdown([VERDICT]))
+    text = file.read_text()
+    assert text.startswith("# Before\n\n<!-- table -->\n| row | mode |")
+    assert text.endswith("<!-- end of table -->\n\nAfter.\n")
+    assert text.count("| workers killed | exactly_once | 3 | 3 | 1,000 | 100 |") == 1
+    assert "| 1.0 / 2.0 | 2.5 | 0 |" in text
+    assert "- workers killed, exactly_once: 1 lost for the final reader" in text
+    assert "old" not in text
