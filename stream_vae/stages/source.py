@@ -324,6 +324,10 @@ class Source:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels(self._metrics.survey, "assigned").inc()
+        if self._closed:
+            # Others left while we leave. Nothing of it will be read, and a consumer that closes is told no offsets: it
+            # would wait for them as long as it may, and then fail.
+            return
         try:
             # The broker tells only when no transaction is open on them: one that a dead worker left ends by its
             # time-out, 30 s, which brokers look for every 10 s.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, Producer, TopicPartition
 from stream_vae.alert import Packet
 from stream_vae.metrics import Metrics
 from stream_vae.settings import BatchSettings
@@ -117,6 +117,14 @@ def counted(reader: Reader, name: str) -> float:
 def test_going_back_with_nothing_read_does_nothing(reader: Reader) -> None:
     reader.source.rewind()
     assert len(reader.read(5)) == 5
+
+
+def test_partitions_that_come_while_it_closes_are_left_alone(reader: Reader, topic: str) -> None:
+    reader.read(5)
+    reader.source.close()
+    assert not reader.ledger.owns((topic, 0))
+    reader.source._on_assign(reader.source._consumer, [TopicPartition(topic, 0)])
+    assert not reader.ledger.owns((topic, 0))
 
 
 def test_it_is_caught_up_only_at_the_end_and_no_more_after_going_back(reader: Reader) -> None:
