@@ -82,7 +82,7 @@ class Releases:
 
 
 class Relay:
-    """Passes bytes on between clients and a port, each time after `delay_s`."""
+    """Passes bytes on between clients and a port; what the port answers, each time after `delay_s`."""
 
     def __init__(self, port: int) -> None:
         self.delay_s = 0.0
@@ -104,12 +104,13 @@ class Relay:
                 continue
             server.settimeout(None)
             for one, other in ((client, server), (server, client)):
-                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+                arguments = (one, other, one is server)
+                threading.Thread(target=self._pass, args=arguments, daemon=True).start()
 
-    def _pass(self, one: socket.socket, other: socket.socket) -> None:
+    def _pass(self, one: socket.socket, other: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):  # either end is gone
             while data := one.recv(65_536):
-                if self.delay_s:
+                if answers and self.delay_s:
                     time.sleep(self.delay_s)
                 other.sendall(data)
         for each in (one, other):

@@ -289,7 +289,7 @@ class SlowRedis(Nothing):
 
     name: str = "Redis slow"
     lasts_s: float = 5.0
-    delay_s: float = 0.08  # each way: below the reservoir's time-out of 0.2 s
+    delay_s: float = 0.15  # below the reservoir's time-out of 0.2 s, so that it is not given up
 
     def inject(self, scene: Scene) -> None:
         assert scene.redis is not None

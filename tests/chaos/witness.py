@@ -150,23 +150,25 @@ class Deposition:
 
     def _enter_time(self, partition: int, sent_ms: int) -> None:
         now = time.monotonic()
-        self._arrivals.append(now)
         self._latencies_s.append(time.time() - sent_ms / 1000)
+        self._arrivals.append(now)
         self.silence_s = max(self.silence_s, now - self._arrived_at.get(partition, now))
         self._arrived_at[partition] = now
         self.newest_ms[partition] = max(sent_ms, self.newest_ms.get(partition, 0))
 
     def latency_s(self, windows: Sequence[tuple[float, float]]) -> float | None:
-        """Give the median time from sending to reading of what came within windows of the monotonic clock."""
-        # The reader may be adding meanwhile: the times first, then as many latencies.
-        times, latencies = self._arrivals[:], self._latencies_s
-        chosen = [
-            latencies[n]
-            for first, last in windows
-            for n in range(bisect.bisect_left(times, first), bisect.bisect_right(times, last))
-            if n < len(latencies)
-        ]
-        return statistics.median(chosen) if chosen else None
+        """Give how long alerts take from sending to reading: the median of the windows' medians.
+
+        Windows are of the monotonic clock, and those in which nothing came do not count; None if none is left.
+        """
+        times = self._arrivals[:]  # the reader may be adding: the times first, then as many latencies
+        latencies = self._latencies_s[:]
+        medians = []
+        for first, last in windows:
+            began, ended = bisect.bisect_left(times, first), bisect.bisect_right(times, last)
+            if chosen := latencies[began:ended]:
+                medians.append(statistics.median(chosen))
+        return statistics.median(medians) if medians else None
 
     @property
     def releases(self) -> set[str]:

@@ -132,7 +132,7 @@ def test_a_spoiled_load_has_some_of_everything() -> None:
 
 @pytest.mark.parametrize(
     ("during", "complaints"),
-    [(0.30, 0), (0.39, 0), (0.41, 1), (None, 1)],
+    [(0.20, 0), (0.32, 0), (0.34, 1), (None, 1)],
     ids=["as fast", "noise", "slower", "stopped"],
 )
 def test_alerts_that_come_later_while_something_beside_the_path_fails_are_a_complaint(
