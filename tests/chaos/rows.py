@@ -254,7 +254,7 @@ Windows = dict[str, list[tuple[float, float]]]
 
 def _strike(row: Row, scene: Scene, amount: Amount) -> tuple[list[float | None], Windows]:
     """Inject faults as long as the load lasts; give the recovery after each, and when they were."""
-    _await_flow(scene, time.time() * 1000, START_TIMEOUT_S)
+    _await_all(scene)
     start, recoveries = time.monotonic(), []
     windows: Windows = {"calm": []}
     for fault in cycle(row.faults):
@@ -275,6 +275,17 @@ def _strike(row: Row, scene: Scene, amount: Amount) -> tuple[list[float | None],
         if recoveries[-1] is None:
             break
     return recoveries, windows
+
+
+def _await_all(scene: Scene) -> None:
+    """Wait until every worker has its share, and what waited meanwhile is worked off."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if _await_flow(scene, time.time() * 1000, 1.0) is not None:
+            workers = scene.fleet.running()
+            if workers and all(worker.working() for worker in workers):
+                break
+    _await_flow(scene, time.time() * 1000, START_TIMEOUT_S)
 
 
 def _enough(scene: Scene, amount: Amount, lasted_s: float) -> bool:
