@@ -62,6 +62,10 @@ class Fault(Protocol):
     def lasts_s(self) -> float:
         """From injecting to healing."""
 
+    @property
+    def from_the_start(self) -> bool:
+        """Whether recovery counts from the injection, as healing is part of it."""
+
     def inject(self, scene: Scene) -> None: ...
 
     def heal(self, scene: Scene) -> None: ...
@@ -76,6 +80,7 @@ class Nothing:
 
     name: str = "nothing"
     lasts_s: float = 0.0
+    from_the_start: bool = False
 
     def inject(self, scene: Scene) -> None:
         pass
@@ -134,6 +139,7 @@ class KillSupervisor(Nothing):
     """SIGKILL the supervisor of a fleet, whose workers end with it, and start it anew."""
 
     name: str = "SIGKILL supervisor"
+    from_the_start: bool = True
 
     def inject(self, scene: Scene) -> None:
         assert isinstance(scene.fleet, RayFleet)

@@ -262,7 +262,7 @@ def _strike(row: Row, scene: Scene, amount: Amount) -> tuple[list[float | None],
         scene.tend(scene.chance.uniform(0.5, 1.5) * row.every_s)
         if len(recoveries) >= len(row.faults) and _enough(scene, amount, time.monotonic() - start):
             break
-        injected_at = time.monotonic()
+        injected_at, injected_ms = time.monotonic(), time.time() * 1000
         if recoveries:  # before the first the workers still share the partitions out
             windows["calm"].append((calm_from, injected_at))
         fault.inject(scene)
@@ -270,7 +270,8 @@ def _strike(row: Row, scene: Scene, amount: Amount) -> tuple[list[float | None],
         if fault.lasts_s:
             windows.setdefault(fault.name, []).append((injected_at, time.monotonic()))
         fault.heal(scene)
-        recoveries.append(_await_flow(scene, time.time() * 1000, RECOVERY_TIMEOUT_S))
+        since = (injected_ms, injected_at) if fault.from_the_start else (time.time() * 1000, time.monotonic())
+        recoveries.append(_await_flow(scene, *since))
         fault.after(scene)
         if recoveries[-1] is None:
             break
@@ -281,11 +282,11 @@ def _await_all(scene: Scene) -> None:
     """Wait until every worker has its share, and what waited meanwhile is worked off."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if _await_flow(scene, time.time() * 1000, 1.0) is not None:
+        if _await_flow(scene, time.time() * 1000, time.monotonic(), 1.0) is not None:
             workers = scene.fleet.running()
             if workers and all(worker.working() for worker in workers):
                 break
-    _await_flow(scene, time.time() * 1000, START_TIMEOUT_S)
+    _await_flow(scene, time.time() * 1000, time.monotonic(), START_TIMEOUT_S)
 
 
 def _enough(scene: Scene, amount: Amount, lasted_s: float) -> bool:
@@ -308,8 +309,8 @@ def _slower(latency_s: Mapping[str, float | None]) -> list[str]:
     return found
 
 
-def _await_flow(scene: Scene, since_ms: float, timeout_s: float) -> float | None:
-    start = time.monotonic()
+def _await_flow(scene: Scene, since_ms: float, start: float, timeout_s: float = RECOVERY_TIMEOUT_S) -> float | None:
+    """Wait until what was sent since a time comes out of every partition; give how long after `start` that was."""
     while not scene.flows_since(since_ms):
         if time.monotonic() - start > timeout_s:
             return None

@@ -12,6 +12,8 @@ from flow import Process, until
 RESTART_AFTER_S = 1.0
 """As an orchestrator would, or systemd."""
 START_TIMEOUT_S = 180
+WORKER = "ray::Worker"
+"""What the name of an actor's process begins with."""
 
 
 class Slot:
@@ -141,7 +143,7 @@ class RayFleet:
         self._process = Process(self._log, *self._arguments)
 
     def running(self) -> list["RayWorker"]:
-        return [RayWorker(each) for each in self._descendants() if each.name().startswith("ray::Worker")]
+        return [RayWorker(each) for each in self._descendants() if each.name().startswith(WORKER)]
 
     def _descendants(self) -> list[psutil.Process]:
         try:
@@ -152,10 +154,12 @@ class RayFleet:
         return [each for each in found if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
     def kill_supervisor(self) -> None:
-        self._descendants()
+        """Kill the supervisor, and start another once its workers have ended with it: Ray sees to that."""
+        workers = [each for each in self._descendants() if each.name().startswith(WORKER)]
         self._process.kill()
-        until(lambda: not any(map(alive, self._family)), what="Ray ends with the supervisor", timeout_s=120)
-        self._restart()
+        until(lambda: not any(map(alive, workers)), what="the workers end with the supervisor", timeout_s=120)
+        time.sleep(RESTART_AFTER_S)
+        self._restart()  # Ray's agents would be there for a minute still
 
     def _end_family(self) -> None:
         """End what was started by the supervisor and is left, each by its id."""
