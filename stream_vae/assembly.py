@@ -8,6 +8,7 @@ from stream_vae import surveys
 from stream_vae.avro.framing import FrameReader, Framing
 from stream_vae.avro.limits import Limits
 from stream_vae.avro.registry import SchemaSource, open_registry
+from stream_vae.backends import OpenNetwork, network_of
 from stream_vae.errors import ConfigError, RejectedAlertError
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release
@@ -129,7 +130,12 @@ def decoder_of(settings: Settings, registry: SchemaSource | None) -> Decoder:
 
 
 def stages_of(
-    settings: Settings, release: Release, registry: SchemaSource | None, before: Stages | None = None
+    settings: Settings,
+    release: Release,
+    registry: SchemaSource | None,
+    *,
+    before: Stages | None = None,
+    open_network: OpenNetwork | None = None,
 ) -> Stages:
     """Put the stages of one release together.
 
@@ -143,6 +149,8 @@ def stages_of(
         From `registry_of`.
     before : Stages, optional
         Of the release that scored until now: what does not depend on the release is shared, caches and all.
+    open_network : callable, optional
+        Makes the encoder's network; absent: in this process, as ``[encoder]`` says.
 
     Returns
     -------
@@ -153,6 +161,8 @@ def stages_of(
     ------
     ConfigError
         If the release does not fit the survey, or a part of it does not work.
+    RetriableError
+        If what encodes cannot be reached now.
     """
     profile = profile_of(settings)
     wanted = release.card.preprocessing
@@ -163,7 +173,8 @@ def stages_of(
             remedy="Train a release on the cutouts that the survey has, or add their paths to its profile.",
         )
     topics = Topics(settings.kafka.output_topic, settings.kafka.lite_topic, settings.kafka.dead_letter_topic)
-    encoder = Encoder(release, settings.release.threads)
+    network = open_network(release) if open_network else network_of(settings.encoder, release)
+    encoder = Encoder(release, network)
     outputs = before.enricher.outputs if before else OutputSchemas(registry)
     return Stages(
         decoder=before.decoder if before else decoder_of(settings, registry),

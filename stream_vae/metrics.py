@@ -207,6 +207,53 @@ class Metrics:
         self.consumer_queue_bytes.labels(self.survey).set(queued)
 
 
+class EncoderMetrics:
+    """The metrics of one actor of the encoder pool.
+
+    Parameters
+    ----------
+    survey : str
+        Labels everything.
+    """
+
+    def __init__(self, survey: str) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        label = ("survey",)
+        seconds = Counter(
+            "stream_vae_encoder_seconds_total", "Time that batches took to encode", label, registry=registry
+        )
+        stamps = Histogram(
+            "stream_vae_encoder_batch_stamps",
+            "Stamps encoded together",
+            label,
+            buckets=(16, 64, 128, 256, 512, 1024, 2048, 4096, 16_384),
+            registry=registry,
+        )
+        waiting = Gauge("stream_vae_encoder_waiting_stamps", "Stamps that wait for a batch", label, registry=registry)
+        self._seconds, self._stamps = seconds.labels(survey), stamps.labels(survey)
+        self.waiting_stamps = waiting.labels(survey)
+
+    @contextmanager
+    def batch(self, stamps: int) -> Iterator[None]:
+        """Count a batch and the time that it takes.
+
+        Parameters
+        ----------
+        stamps : int
+            How many are in it.
+
+        Yields
+        ------
+        None
+            Nothing.
+        """
+        began = perf_counter()
+        yield
+        self._seconds.inc(perf_counter() - began)
+        self._stamps.observe(stamps)
+
+
 class FleetMetrics:
     """What only the supervisor of a fleet knows; the workers' own metrics stand beside it.
 
@@ -228,20 +275,20 @@ class FleetMetrics:
         self.alive = alive.labels(survey)
         self._restarts, self._survey = restarts, survey
 
-    def restarts(self, slot: int) -> Counter:
+    def restarts(self, worker: str) -> Counter:
         """Return the count of one slot.
 
         Parameters
         ----------
-        slot : int
-            The worker's number.
+        worker : str
+            The worker's number, or an encoder's name.
 
         Returns
         -------
         Counter
-            How often a new worker took it.
+            How often a new one took it.
         """
-        return self._restarts.labels(self._survey, str(slot))
+        return self._restarts.labels(self._survey, worker)
 
 
 def _observe(histogram: Histogram, values: FloatArray) -> None:

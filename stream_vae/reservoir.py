@@ -151,7 +151,7 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
         )
     trusting = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
     try:
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             url,
             **trusting,
             socket_timeout=timeout_s,
@@ -159,10 +159,12 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
             retry=Retry(NoBackoff(), 0),
             # No client_name: to set one is a right that a worker's user need not have.
         )
-    except ValueError as error:
+        client.connection_pool.make_connection()  # does not connect, but reads what stands after the ?
+    except (ValueError, TypeError, redis.RedisError) as error:
         raise ConfigError(
             f"reservoir.url cannot be used: {error}.", remedy="Give redis://HOST:PORT/0, rediss://... or unix:///PATH."
         ) from None
+    return client
 
 
 def address(url: str) -> str:

@@ -144,7 +144,6 @@ class ReleaseSettings(Section):
         default=None, description="a release id, kept whatever the store calls current; absent: the current one"
     )
     poll_s: float = Field(default=10.0, gt=0, description="how often the store is asked for a new current release")
-    threads: int = Field(default=1, ge=1, description="ONNX Runtime threads of one worker")
 
     @model_validator(mode="after")
     def _keeps_its_password_apart(self) -> "ReleaseSettings":
@@ -154,6 +153,25 @@ class ReleaseSettings(Section):
                 "it (AWS_SECRET_ACCESS_KEY and the like), or FSSPEC_<SCHEME>_PASSWORD"
             )
         return self
+
+
+class EncoderSettings(Section):
+    """What runs the release's encoder, and where. On a CPU nothing is faster than the defaults."""
+
+    backend: Literal["onnx", "tensorflow", "jax"] = Field(
+        default="onnx", description="ONNX Runtime, or Keras compiled by XLA on TensorFlow or JAX"
+    )
+    device: Literal["cpu", "gpu"] = Field(default="cpu", description="gpu: an error where none is used")
+    threads: int = Field(default=1, ge=1, description="ONNX Runtime threads of a process that encodes")
+    max_stamps: int = Field(default=1024, ge=16, le=65_536, description="encoded at a time, on a GPU or by a pool")
+    actors: int = Field(
+        default=0, ge=0, le=256, description="Ray actors that encode for all workers; 0: each worker for itself"
+    )
+    cpus_per_actor: float = Field(default=1.0, ge=0, description="CPUs that Ray sets aside for an actor")
+    gpus: float = Field(
+        default=1.0, gt=0, description="GPUs, or a share of one, for each process that encodes, where device is gpu"
+    )
+    timeout_s: float = Field(default=10.0, gt=0, description="longest wait for an actor's answer; then the batch again")
 
 
 class RegistrySettings(Section):
@@ -250,6 +268,7 @@ class Settings(BaseSettings):
     )
     kafka: KafkaSettings
     release: ReleaseSettings
+    encoder: EncoderSettings = EncoderSettings()
     delivery: DeliverySettings = DeliverySettings()
     batch: BatchSettings = BatchSettings()
     registry: RegistrySettings = RegistrySettings()

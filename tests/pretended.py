@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from stream_vae.errors import StreamVaeError
-from stream_vae.runtime.actor import Phase, Status
-from stream_vae.runtime.worker import Standing
+from stream_vae.runtime.status import Phase, Standing, Status
 
 FRESH = Status(Phase.STARTING, False, "starting", True, Standing(), None, 1, "here")
 RUNNING = replace(FRESH, phase=Phase.RUNNING, ready=True, reason="consuming")

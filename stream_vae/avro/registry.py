@@ -249,8 +249,12 @@ class HttpRegistry:
                 fault = f"it answers {status}"
             except (httpx.HTTPError, ValueError) as error:
                 fault = str(error) or type(error).__name__
+        stranger = "CERTIFICATE_VERIFY_FAILED" in fault
         raise RetriableError(
-            f"the schema registry does not serve {method} {path}: {fault}.", remedy="Check that it runs and [registry]."
+            f"the schema registry does not serve {method} {path}: {fault}.",
+            remedy="Name the authority behind its certificate in registry.ca_file."
+            if stranger
+            else "Check that it runs and [registry].",
         )
 
     def close(self) -> None:

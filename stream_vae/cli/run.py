@@ -47,6 +47,11 @@ def run(
     if workers == 0:
         if ray_address is not None:
             raise ConfigError("--ray-address is for a fleet.", remedy="Say how many workers: --workers N.")
+        if loaded.encoder.actors:
+            raise ConfigError(
+                f"encoder.actors = {loaded.encoder.actors} is for a fleet.",
+                remedy="Say how many workers: --workers N; or leave it out: a single worker encodes for itself.",
+            )
         run_here(loaded, exit_when_idle_s=exit_when_idle)
     else:
         from stream_vae.runtime.fleet import run_fleet

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_vae.backends.onnx import OnnxNetwork
 from stream_vae.errors import ConfigError
 from stream_vae.learning import baselines as linear
 from stream_vae.learning.data.source import open_source
@@ -315,7 +316,7 @@ def release_view(release: Release, stamps: Array) -> ModelView:
 
 
 def _scores(release: Release, stamps: Array) -> Array:
-    encoder, scorer = Encoder(release, threads=2), Scorer(release)
+    encoder, scorer = Encoder(release, OnnxNetwork(release, threads=2)), Scorer(release)
     parts = [scorer.score(encoder.run(stamps[i : i + 2048])).real_score for i in range(0, len(stamps), 2048)]
     return np.concatenate(parts)
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_vae.backends.onnx import open_session
 from stream_vae.errors import FatalError
 from stream_vae.learning.classifier import Scorer
 from stream_vae.learning.fit import decode, encode
 from stream_vae.model.autoencoder import Autoencoder
 from stream_vae.model.networks import LOG_VAR_LIMIT, side_lengths
-from stream_vae.stages.encode import open_session
 
 Array = NDArray[np.float32]
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_vae.backends.onnx import OnnxNetwork
 from stream_vae.model.reconstruct import Reconstructor
 from stream_vae.model.release import Release
 from stream_vae.stages.encode import Encoder
@@ -140,7 +141,7 @@ class ReleaseRepresentation:
     def __init__(self, release: Release, *, threads: int = 1) -> None:
         self.name = release.id
         self.release = release
-        self._encoder = Encoder(release, threads=threads)
+        self._encoder = Encoder(release, OnnxNetwork(release, threads=threads))
         self._decoder = Reconstructor(release)
 
     @property

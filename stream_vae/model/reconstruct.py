@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from stream_vae.alert import FloatArray
+from stream_vae.backends.onnx import open_session
 from stream_vae.errors import ConfigError
-from stream_vae.model.release import Release
-from stream_vae.stages.encode import open_session
+from stream_vae.model.release import KERAS, Release
 
 DECODER = "decoder.onnx"
-KERAS = "cvae.keras"
 
 
 class Reconstructor:
@@ -41,7 +40,7 @@ class Reconstructor:
         if path := release.path(DECODER):
             self._session = open_session(path)
         elif path := release.path(KERAS):
-            self._network = _load_keras(path, release.id).decoder
+            self._network = load_keras(path, release.id).decoder
         else:
             raise ConfigError(f"release {release.id} has neither {DECODER} nor {KERAS}.")
 
@@ -76,10 +75,29 @@ class Reconstructor:
         return result
 
 
-def _load_keras(path: Path, release_id: str) -> Any:
+def load_keras(path: Path, release_id: str) -> Any:
+    """Load a release's ``cvae.keras``.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    release_id : str
+        For messages.
+
+    Returns
+    -------
+    Autoencoder
+        On Keras' backend of this process.
+
+    Raises
+    ------
+    ConfigError
+        If Keras is not installed, or the file cannot be loaded.
+    """
     if find_spec("keras") is None:
         raise ConfigError(
-            f"Release {release_id} has no {DECODER}, and Keras is not installed to run its {KERAS}.",
+            f"Keras is not installed to run {KERAS} of release {release_id}.",
             remedy="Install it: pip install 'stream-vae[train]'.",
         )
     from stream_vae.model.backend import keras

@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from stream_vae.errors import ConfigError
 from stream_vae.surveys import CutoutName
 
 CARD = "card.json"
 ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
 REFERENCE = "reference.npz"
+KERAS = "cvae.keras"
 REQUIRED = (ENCODER, REFERENCE)
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """A release's name begins its id, which is the name of its folder."""
@@ -133,6 +135,24 @@ class Release:
             None if the release has no such file.
         """
         return self.folder / name if name in self.card.files else None
+
+    def check_input(self, shape: tuple[object, ...]) -> None:
+        """Check that an encoder takes the stamps that the card says.
+
+        Parameters
+        ----------
+        shape : tuple
+            Of one stamp, as the encoder has it: (size, size, channels).
+
+        Raises
+        ------
+        ConfigError
+            If it does not.
+        """
+        wanted = self.card.preprocessing
+        expected = (wanted.stamp_size, wanted.stamp_size, len(wanted.cutouts))
+        if shape != expected:
+            raise ConfigError(f"The encoder of {self.id} takes stamps {shape}; its card says {expected}.")
 
 
 def sha256(path: Path) -> str:

@@ -8,9 +8,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import Metric
@@ -18,36 +16,13 @@ from prometheus_client import Metric
 from stream_vae import assembly
 from stream_vae.errors import FatalError, StreamVaeError
 from stream_vae.metrics import Metrics
+from stream_vae.runtime.encoder_pool import Pool, RemoteEncoder
 from stream_vae.runtime.process import settle_memory
-from stream_vae.runtime.worker import Standing, Worker
+from stream_vae.runtime.status import Phase, Standing, Status
+from stream_vae.runtime.worker import Worker
 from stream_vae.settings import Settings, from_plain
 
 log = logging.getLogger(__name__)
-
-
-class Phase(StrEnum):
-    """How far a worker is."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What the supervisor asks for several times a second."""
-
-    phase: Phase
-    ready: bool
-    """Whether it consumes."""
-    reason: str
-    alive: bool
-    """Whether its loop turns."""
-    standing: Standing
-    error: StreamVaeError | None
-    """Why it ended, if not because it was told to."""
-    process: int
-    host: str
 
 
 class WorkerActor:
@@ -66,8 +41,9 @@ class WorkerActor:
         self._metrics: Metrics | None = None
         self._error: StreamVaeError | None = None
         self._stopping = threading.Event()
+        self._pool: Pool | None = None
 
-    def start(self, document: Mapping[str, Any], log_level: int) -> None:
+    def start(self, document: Mapping[str, Any], log_level: int, encoders: Sequence[RemoteEncoder] = ()) -> None:
         """Begin to work; called once.
 
         The settings are an argument of this call and not of the constructor: Ray keeps a constructor's arguments
@@ -79,15 +55,17 @@ class WorkerActor:
             Settings as `stream_vae.settings.to_plain` wrote them.
         log_level : int
             Of the ``stream_vae`` loggers; Ray carries standard error to the supervisor's.
+        encoders : sequence of RemoteEncoder
+            The encoder pool; empty: the worker encodes for itself.
         """
         form = f"%(asctime)s %(levelname)s worker {self._slot} %(name)s: %(message)s"
         logging.basicConfig(level=logging.WARNING, format=form, force=True)
         logging.getLogger("stream_vae").setLevel(log_level)
-        threading.Thread(target=self._run, args=(document,), name="worker", daemon=True).start()
+        threading.Thread(target=self._run, args=(document, encoders), name="worker", daemon=True).start()
 
-    def _run(self, document: Mapping[str, Any]) -> None:
+    def _run(self, document: Mapping[str, Any], encoders: Sequence[RemoteEncoder]) -> None:
         try:
-            self._work(from_plain(document))
+            self._work(from_plain(document), encoders)
         except StreamVaeError as error:
             self._error = error
         except Exception as error:
@@ -96,14 +74,29 @@ class WorkerActor:
         finally:
             self._phase = Phase.ENDED
 
-    def _work(self, settings: Settings) -> None:
+    def _work(self, settings: Settings, encoders: Sequence[RemoteEncoder]) -> None:
+        if encoders:
+            self._pool = Pool(encoders, self._slot, settings.encoder, settings.fleet.start_timeout_s)
         metrics = self._metrics = Metrics(assembly.profile_of(settings).name)
-        worker = self._worker = Worker(settings, metrics, slot=self._slot)
+        worker = self._worker = Worker(
+            settings, metrics, slot=self._slot, open_network=self._pool.open if self._pool else None
+        )
         settle_memory()
         self._phase = Phase.RUNNING
         if self._stopping.is_set():
             worker.stop()
         worker.run()
+
+    def use_encoders(self, encoders: Sequence[RemoteEncoder]) -> None:
+        """Ask these from now on, as one of the pool was replaced.
+
+        Parameters
+        ----------
+        encoders : sequence of RemoteEncoder
+            The encoder pool.
+        """
+        if self._pool is not None:
+            self._pool.renew(encoders)
 
     def status(self) -> Status:
         """Tell how the worker is.

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import socket
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
@@ -16,9 +17,14 @@ from urllib.parse import urlsplit
 
 from prometheus_client import Metric
 
-from stream_vae.errors import ConfigError, StreamVaeError
-from stream_vae.runtime.actor import Status, WorkerActor
-from stream_vae.settings import FleetSettings
+from stream_vae import assembly
+from stream_vae.alert import FloatArray
+from stream_vae.errors import ConfigError, RetriableError, StreamVaeError
+from stream_vae.runtime.actor import WorkerActor
+from stream_vae.runtime.encoder_actor import EncoderActor
+from stream_vae.runtime.encoder_pool import Failure, Packed
+from stream_vae.runtime.status import Status
+from stream_vae.settings import Settings, to_plain
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +58,95 @@ class WorkerLostError(StreamVaeError):
     """
 
 
+class RemoteEncoder:
+    """One `EncoderActor`, as workers see it; goes to them as an argument.
+
+    Parameters
+    ----------
+    actor : ActorHandle
+        Of an `EncoderActor`.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def load(self, release_id: str, timeout_s: float) -> str:
+        """Wait until the actor has a release ready.
+
+        Parameters
+        ----------
+        release_id : str
+            A full id.
+        timeout_s : float
+            Longest wait.
+
+        Returns
+        -------
+        str
+            What runs it.
+
+        Raises
+        ------
+        StreamVaeError
+            Why it cannot be used; RetriableError if the actor does not answer.
+        """
+        answer: str | StreamVaeError = self._answer(self._actor.load.remote(release_id), timeout_s)
+        if isinstance(answer, StreamVaeError):
+            raise answer
+        return answer
+
+    def encode(self, release_id: str, stamps: Packed, timeout_s: float) -> FloatArray | Failure:
+        """Encode stamps.
+
+        Parameters
+        ----------
+        release_id : str
+            Whose encoder.
+        stamps : ndarray
+            (n, size, size, channels).
+        timeout_s : float
+            Longest wait.
+
+        Returns
+        -------
+        ndarray or Failure
+            (n, 2 * latent size).
+
+        Raises
+        ------
+        RetriableError
+            If the actor does not answer.
+        """
+        answer: FloatArray | Failure = self._answer(self._actor.encode.remote(release_id, stamps), timeout_s)
+        return answer
+
+    @staticmethod
+    def _answer(asked: Any, timeout_s: float) -> Any:
+        import ray
+
+        try:
+            return ray.get(asked, timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(asked)
+            raise RetriableError(f"The encoder pool did not answer within {timeout_s:.3g} s.") from None
+        except ray.exceptions.RayError as error:
+            raise RetriableError(f"The encoder pool does not answer: {_gist(error)}.") from None
+
+
 class RemoteWorker:
-    """One `WorkerActor`, as the supervisor sees it.
+    """One `WorkerActor` or `EncoderActor`, as the supervisor sees it.
 
     Parameters
     ----------
     ray : module
         Ray.
     actor : ActorHandle
-        Of a `WorkerActor`.
+        Of either.
     """
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray = ray
-        self._actor = actor
+        self.actor = actor
         self._asked: Any = None
         self._sampled: Any = None
         self._families: list[Metric] = []
@@ -97,7 +178,7 @@ class RemoteWorker:
             except self._ray.exceptions.RayError as error:
                 raise WorkerLostError(_gist(error)) from None
         if self._asked is None:
-            self._asked = self._actor.status.remote()
+            self._asked = self.actor.status.remote()
         return self.status
 
     def ask_metrics(self) -> Any:
@@ -108,7 +189,7 @@ class RemoteWorker:
         ObjectRef
             To wait for, together with others'.
         """
-        self._sampled = self._actor.metrics.remote()
+        self._sampled = self.actor.metrics.remote()
         return self._sampled
 
     def metrics(self) -> list[Metric]:
@@ -128,11 +209,11 @@ class RemoteWorker:
 
     def stop(self) -> None:
         """Ask the worker to settle what it has and leave."""
-        self._actor.stop.remote()
+        self.actor.stop.remote()
 
     def kill(self) -> None:
         """End the worker's process at once; what it had not settled will be read again."""
-        self._ray.kill(self._actor, no_restart=True)
+        self._ray.kill(self.actor, no_restart=True)
 
 
 def _gist(error: BaseException) -> str:
@@ -149,21 +230,26 @@ class Cluster:
     ----------
     ray : module
         Ray, connected.
-    section : FleetSettings
-        ``[fleet]``.
-    document : Mapping
-        The settings of every worker, as plain data.
+    settings : Settings
+        Of every worker.
     """
 
-    def __init__(self, ray: Any, section: FleetSettings, document: Mapping[str, Any]) -> None:
+    def __init__(self, ray: Any, settings: Settings) -> None:
         self._ray = ray
-        self._document = document
-        self._options = {
-            "num_cpus": section.cpus_per_worker,
+        self._document = to_plain(settings)
+        self._survey, self._store = assembly.profile_of(settings).name, settings.release.store
+        self._encoder = encoder = settings.encoder
+        gpus = encoder.gpus if encoder.device == "gpu" else 0
+        # The supervisor decides when a new one is started, and gives the settings anew.
+        common = {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        self._options = common | {
+            "num_cpus": settings.fleet.cpus_per_worker,
+            "num_gpus": 0 if encoder.actors else gpus,
             "max_concurrency": _CONCURRENT_CALLS,
-            "max_restarts": 0,  # the supervisor decides when, and gives the settings anew
-            "scheduling_strategy": "SPREAD",
         }
+        self._encoder_options = common | {"num_cpus": encoder.cpus_per_actor, "num_gpus": gpus}
+        self._workers: weakref.WeakSet[RemoteWorker] = weakref.WeakSet()
+        self._encoders: dict[int, RemoteEncoder] = {}
 
     def launch(self, slot: int) -> RemoteWorker:
         """Make a worker; it takes seconds until it runs.
@@ -179,7 +265,29 @@ class Cluster:
             To be polled.
         """
         actor = self._ray.remote(WorkerActor).options(**self._options).remote(slot)
-        actor.start.remote(self._document, logging.getLogger("stream_vae").getEffectiveLevel())
+        actor.start.remote(self._document, _log_level(), list(self._encoders.values()))
+        worker = RemoteWorker(self._ray, actor)
+        self._workers.add(worker)
+        return worker
+
+    def launch_encoder(self, number: int) -> RemoteWorker:
+        """Make an actor of the encoder pool, or a new one in its place, and tell the workers.
+
+        Parameters
+        ----------
+        number : int
+            Its place in the pool.
+
+        Returns
+        -------
+        RemoteWorker
+            To be polled.
+        """
+        made = self._ray.remote(EncoderActor).options(**self._encoder_options)
+        actor = made.remote(self._survey, self._encoder, self._store, _log_level())
+        self._encoders[number] = RemoteEncoder(actor)
+        for worker in self._workers:
+            worker.actor.use_encoders.remote(list(self._encoders.values()))
         return RemoteWorker(self._ray, actor)
 
     def wait(self, refs: list[Any], timeout_s: float) -> None:
@@ -196,18 +304,18 @@ class Cluster:
             self._ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
 
 
+def _log_level() -> int:
+    return logging.getLogger("stream_vae").getEffectiveLevel()
+
+
 @contextmanager
-def connected(
-    section: FleetSettings, document: Mapping[str, Any], workers: int, address: str | None
-) -> Iterator[Cluster]:
+def connected(settings: Settings, workers: int, address: str | None) -> Iterator[Cluster]:
     """Start a cluster on this machine, or join one.
 
     Parameters
     ----------
-    section : FleetSettings
-        ``[fleet]``.
-    document : Mapping
-        The settings of every worker, as plain data.
+    settings : Settings
+        Of every worker.
     workers : int
         How many there will be; a cluster that is started has room for them, whatever the number of cores.
     address : str or None
@@ -226,16 +334,15 @@ def connected(
     ray = _import_ray(_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK_ONLY)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     if address is None:
-        cpus = max(math.ceil(workers * section.cpus_per_worker), 1)
+        cpus = max(math.ceil(_wanted(settings, workers)["CPU"]), 1)
         own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         _joining("local", ray.init, address="local", _node_ip_address="127.0.0.1", **own, **quiet)
     else:
         _check_reachable(address)
         _joining(address, ray.init, address=address, **quiet)
     try:
-        if address is not None:
-            _compare(section, workers, ray.cluster_resources().get("CPU", 0.0))
-        yield Cluster(ray, section, document)
+        _compare(settings, workers, ray.cluster_resources())
+        yield Cluster(ray, settings)
     finally:
         ray.shutdown()
 
@@ -273,18 +380,28 @@ def _versions(error: BaseException) -> str:
     return "; ".join(" ".join(line.split()) for line in str(error).splitlines()[1:] if line.strip()).rstrip(".")
 
 
-def _compare(section: FleetSettings, workers: int, there: float) -> None:
-    wanted = workers * section.cpus_per_worker
-    if wanted <= there:
+def _wanted(settings: Settings, workers: int) -> dict[str, float]:
+    """Tell what all actors need of the cluster, by Ray's names."""
+    encoder = settings.encoder
+    cpus = workers * settings.fleet.cpus_per_worker + encoder.actors * encoder.cpus_per_actor
+    return {"CPU": cpus, "GPU": (encoder.actors or workers) * encoder.gpus if encoder.device == "gpu" else 0.0}
+
+
+def _compare(settings: Settings, workers: int, there: Mapping[str, float]) -> None:
+    short = {name: wanted for name, wanted in _wanted(settings, workers).items() if wanted > there.get(name, 0.0)}
+    if not short:
         return
-    says = f"{workers} workers want {wanted:g} CPUs and the Ray cluster has {there:g}"
-    if not section.wait_for_cpus:
+    who = f"{workers} workers" + f" and {settings.encoder.actors} encoder actors" * (settings.encoder.actors > 0)
+    lack = " and ".join(
+        f"{wanted:g} {name}s and the Ray cluster has {there.get(name, 0.0):g}" for name, wanted in short.items()
+    )
+    if not settings.fleet.wait_for_cpus:
         raise ConfigError(
-            f"{says}.",
-            remedy="Take fewer --workers, lower fleet.cpus_per_worker, add nodes, or set fleet.wait_for_cpus = true "
-            "where the cluster adds them on demand.",
+            f"{who} want {lack}.",
+            remedy="Take fewer --workers, lower fleet.cpus_per_worker or encoder.gpus, add nodes, or set "
+            "fleet.wait_for_cpus = true where the cluster adds them on demand.",
         )
-    log.warning("%s: some will wait for it to grow", says)
+    log.warning("%s want %s: some will wait for it to grow", who, lack)
 
 
 def _check_reachable(address: str) -> None:

@@ -10,7 +10,7 @@ workers when it is scraped.
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Event
 from time import monotonic, sleep
@@ -21,7 +21,6 @@ from prometheus_client import CollectorRegistry, Metric
 from stream_vae import assembly
 from stream_vae.errors import StreamVaeError
 from stream_vae.metrics import FleetMetrics
-from stream_vae.runtime.actor import Status
 from stream_vae.runtime.cluster import Cluster, RemoteWorker, connected
 from stream_vae.runtime.fleet_metrics import FleetCollector
 from stream_vae.runtime.group import Group
@@ -29,7 +28,8 @@ from stream_vae.runtime.health import HealthServer
 from stream_vae.runtime.scaling import Scaling
 from stream_vae.runtime.slot import Slot
 from stream_vae.runtime.start_up import check_surroundings
-from stream_vae.settings import Settings, to_plain
+from stream_vae.runtime.status import Status
+from stream_vae.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def run_fleet(
             server = HealthServer(registry, host=host, port=port, ready=fleet.ready, alive=fleet.alive)
             stack.callback(server.close)
             log.info("metrics and health of the fleet on http://%s:%d/metrics", host, server.port)
-        cluster = stack.enter_context(connected(settings.fleet, to_plain(settings), scaling.most, ray_address))
+        cluster = stack.enter_context(connected(settings, scaling.most, ray_address))
         stack.enter_context(_stopped_by_signals(stop))  # after Ray, which takes SIGTERM for itself
         fleet.run(cluster, stop, exit_when_idle_s)
 
@@ -137,11 +137,22 @@ class Fleet:
         self._slots: list[Slot[RemoteWorker]] = []
         self._leaving: dict[Slot[RemoteWorker], float] = {}
         """Slots that are given up, and until when their workers may settle."""
+        self._encoders: list[Slot[RemoteWorker]] = [
+            self._slot(number, self._launch_encoder, kind="encoder") for number in range(settings.encoder.actors)
+        ]
         self._resize(scaling.least)
+
+    def _slot(self, number: int, launch: Callable[[int], RemoteWorker], *, kind: str = "worker") -> Slot[RemoteWorker]:
+        restarts = self._metrics.restarts(f"encoder-{number}" if kind == "encoder" else str(number))
+        return Slot(number, launch, restarts, start_timeout_s=self._settings.fleet.start_timeout_s, kind=kind)
 
     def _launch(self, slot: int) -> RemoteWorker:
         assert self._cluster, "run has begun"
         return self._cluster.launch(slot)
+
+    def _launch_encoder(self, number: int) -> RemoteWorker:
+        assert self._cluster, "run has begun"
+        return self._cluster.launch_encoder(number)
 
     def run(self, cluster: Cluster, stop: Event, exit_when_idle_s: float | None = None) -> None:
         """Keep the workers alive until told to stop, then drain them.
@@ -171,7 +182,7 @@ class Fleet:
                 failure = error
             unsettled = self._drain()
         finally:
-            for slot in (*self._slots, *self._leaving):
+            for slot in (*self._slots, *self._leaving, *self._encoders):
                 slot.end()
             self._metrics.alive.set(0)
         if (first := failure or unsettled) is not None:
@@ -186,7 +197,7 @@ class Fleet:
 
     def _turn(self) -> None:
         self._follow_lag()
-        for slot in self._slots:
+        for slot in (*self._encoders, *self._slots):  # a worker asks the encoders when it starts
             slot.turn()
         self._let_go()
         self._metrics.alive.set(sum(slot.running() for slot in self._slots))
@@ -220,9 +231,7 @@ class Fleet:
         """Add slots at the end, or let the last ones leave; a number that is still leaving is not taken yet."""
         leaving = {slot.number for slot in self._leaving}
         while len(self._slots) < wanted and (number := len(self._slots)) not in leaving:
-            restarts = self._metrics.restarts(number)
-            timeout = self._settings.fleet.start_timeout_s
-            self._slots.append(Slot(number, self._launch, restarts, start_timeout_s=timeout))
+            self._slots.append(self._slot(number, self._launch))
         for slot in self._slots[wanted:]:
             slot.stop()
             self._leaving[slot] = monotonic() + self._settings.delivery.drain_timeout_s + _DRAIN_MARGIN_S
@@ -303,11 +312,12 @@ class Fleet:
         Returns
         -------
         dict
-            Metric families by slot number.
+            Metric families by slot number; an encoder's by ``encoder-`` and its number.
         """
         if self._cluster is None:
             return {}
         workers = {str(slot.number): slot.worker for slot in self._slots if slot.running()}
+        workers |= {f"encoder-{slot.number}": slot.worker for slot in self._encoders if slot.running()}
         present = {number: worker for number, worker in workers.items() if worker is not None}
         self._cluster.wait([worker.ask_metrics() for worker in present.values()], _SCRAPE_TIMEOUT_S)
         return {number: worker.metrics() for number, worker in present.items()}

@@ -9,8 +9,8 @@ from typing import Generic, Protocol, TypeVar
 from prometheus_client import Counter
 
 from stream_vae.errors import ConfigError, FatalError, StreamVaeError
-from stream_vae.runtime.actor import Phase, Status
 from stream_vae.runtime.cluster import WorkerLostError
+from stream_vae.runtime.status import Phase, Status
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,21 @@ class Slot(Generic[Worker]):
         Where to count those after the first.
     start_timeout_s : float
         Longest wait until a worker runs.
+    kind : str
+        What messages call it.
     """
 
     def __init__(
-        self, number: int, launch: Callable[[int], Worker], restarts: Counter, *, start_timeout_s: float
+        self,
+        number: int,
+        launch: Callable[[int], Worker],
+        restarts: Counter,
+        *,
+        start_timeout_s: float,
+        kind: str = "worker",
     ) -> None:
         self.number = number
+        self._name = f"{kind} {number}"
         self.worker: Worker | None = None
         self._launch = launch
         self._restarts = restarts
@@ -122,7 +131,7 @@ class Slot(Generic[Worker]):
         elif self.running() and not before:
             self._ever_ran = True
             assert self.status
-            log.info("worker %d runs: process %d on %s", self.number, self.status.process, self.status.host)
+            log.info("%s runs: process %d on %s", self._name, self.status.process, self.status.host)
 
     def _start(self, now: float) -> None:
         if self._launches:
@@ -149,9 +158,11 @@ class Slot(Generic[Worker]):
     def _too_late(self, status: Status | None) -> ConfigError:
         limit = f"within fleet.start_timeout_s = {self._start_timeout_s:g} s"
         if status is not None:
-            return ConfigError(f"Worker {self.number} did not come up {limit}.", remedy="Its log says how far it came.")
+            return ConfigError(
+                f"{self._name.capitalize()} did not come up {limit}.", remedy="Its log says how far it came."
+            )
         return ConfigError(
-            f"Worker {self.number} found no place in the Ray cluster {limit}.",
+            f"{self._name.capitalize()} found no place in the Ray cluster {limit}.",
             remedy="Compare the cluster's free CPUs (`ray status`) with --workers and fleet.cpus_per_worker.",
         )
 
@@ -165,7 +176,7 @@ class Slot(Generic[Worker]):
             self._backoff_s = min(self._backoff_s, LONGEST_BACKOFF_AFTER_WORK_S)
         else:
             self._count_death(trouble, now)
-        log.error("worker %d died: %s A new one starts in %g s.", self.number, trouble, self._backoff_s)
+        log.error("%s died: %s A new one starts in %g s.", self._name, trouble, self._backoff_s)
         self._next_launch_at = now + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 
@@ -174,7 +185,7 @@ class Slot(Generic[Worker]):
         while self._deaths[0] < now - WINDOW_S:
             self._deaths.popleft()
         if len(self._deaths) >= MOST_DEATHS:
-            raise _given_up(self.number, trouble)
+            raise _given_up(self._name, trouble)
 
     def stop(self) -> None:
         """Ask the worker to settle what it has and leave."""
@@ -194,7 +205,7 @@ class Slot(Generic[Worker]):
         try:
             status = self.worker.poll()
         except StreamVaeError as error:
-            log.warning("worker %d died while it was stopping: %s", self.number, error)
+            log.warning("%s died while it was stopping: %s", self._name, error)
             self.end()
             return True
         if status is None or status.phase is not Phase.ENDED:
@@ -209,10 +220,10 @@ class Slot(Generic[Worker]):
             worker.kill()
 
 
-def _given_up(number: int, trouble: StreamVaeError) -> StreamVaeError:
+def _given_up(name: str, trouble: StreamVaeError) -> StreamVaeError:
     if isinstance(trouble, ConfigError):
         return trouble
     return FatalError(
-        f"Worker {number} died {MOST_DEATHS} times within {WINDOW_S:g} s; the last time: {trouble}",
+        f"{name.capitalize()} died {MOST_DEATHS} times within {WINDOW_S:g} s; the last time: {trouble}",
         remedy="Offsets are untouched: a new start goes on where the last one stood.",
     )

@@ -4,16 +4,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic
 
 from stream_vae import assembly, kafka
 from stream_vae.alert import Outcome, Packet
 from stream_vae.avro.walker import warm_up
+from stream_vae.backends import OpenNetwork
 from stream_vae.errors import ConfigError, FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release
 from stream_vae.pipeline import Stages, enriched
+from stream_vae.runtime.status import Standing
 from stream_vae.runtime.swap import Prepared, ReleaseWatch
 from stream_vae.settings import Settings
 from stream_vae.stages.batch import by_bytes
@@ -27,20 +29,6 @@ _LONGEST_BACKOFF_S = 30.0
 _RATIO_WINDOW_S = 60.0
 _RATIO_LEAST = 100
 """Messages in the window before their dead-letter ratio means anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a worker stands in its group."""
-
-    member_id: str = ""
-    """The coordinator's name for it; empty before it has joined."""
-    partitions: frozenset[Partition] = frozenset()
-    idle_s: float | None = None
-    """For how long these partitions are caught up and all is settled; None while there is something to do.
-    Having no partitions is having nothing to do."""
-    progressed: bool = False
-    """Whether it has settled an alert, or had nothing to do, since it started."""
 
 
 class Worker:
@@ -57,6 +45,8 @@ class Worker:
     release : Release, optional
         Absent: the one that the settings name; where they name none, the one that the store calls current, and
         each that becomes current later.
+    open_network : callable, optional
+        Makes a release's network; absent: in this process, as ``[encoder]`` says.
 
     Raises
     ------
@@ -64,7 +54,15 @@ class Worker:
         If anything that the worker needs is missing or wrong; nothing was consumed then.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, slot: int = 0, release: Release | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        slot: int = 0,
+        release: Release | None = None,
+        open_network: OpenNetwork | None = None,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._stop = threading.Event()
@@ -82,7 +80,8 @@ class Worker:
         self.release = release or assembly.release_of(settings)
         warm_up()
         self._registry = assembly.registry_of(settings.registry)
-        self._stages: Stages = assembly.stages_of(settings, self.release, self._registry)
+        self._open_network = open_network
+        self._stages: Stages = assembly.stages_of(settings, self.release, self._registry, open_network=open_network)
         self._ledger = Ledger()
         statistics = settings.metrics.statistics_interval_s
         self._sink: Sink
@@ -122,7 +121,8 @@ class Worker:
 
     def _follow(self) -> ReleaseWatch:
         def prepare(release: Release) -> Stages:
-            return assembly.stages_of(self._settings, release, self._registry, before=self._stages)
+            stages, network = self._stages, self._open_network
+            return assembly.stages_of(self._settings, release, self._registry, before=stages, open_network=network)
 
         section = self._settings.release
         return ReleaseWatch(section.store, self.release, prepare, self._metrics, interval_s=section.poll_s)

@@ -6,10 +6,10 @@ import numba
 import numpy as np
 
 from stream_vae.alert import Codes, FloatArray, Scores
+from stream_vae.backends.onnx import open_session
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import REFERENCE, SCORER, Release
 from stream_vae.quality import Quality
-from stream_vae.stages.encode import open_session
 
 _SMALLEST = 16  # as in encode: one kernel for every batch size, so that redelivery gives the same bytes
 NEIGHBOURS = 5

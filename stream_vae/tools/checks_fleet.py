@@ -50,6 +50,6 @@ def check_ray(settings: Settings, workers: int, address: str | None) -> list[Fin
     ConfigError
         If Ray is not installed, of another version, not there, or too small.
     """
-    with connected(settings.fleet, {}, workers, address):
+    with connected(settings, workers, address):
         where = f"the cluster at {address}" if address else "a Ray that is started here"
         return [Finding("ray", State.GOOD, f"{where} has room for {workers} workers")]

@@ -16,6 +16,7 @@ from stream_vae.alert import Packet
 from stream_vae.avro.framing import Framing
 from stream_vae.avro.registry import FolderRegistry
 from stream_vae.avro.schema import WriterSchema
+from stream_vae.backends import network_of
 from stream_vae.errors import ConfigError, RejectedAlertError
 from stream_vae.model.release import SCORER, Release
 from stream_vae.model.store import ReleaseStore
@@ -131,7 +132,10 @@ class ModelChecks:
         """
         assert self.release is not None
         wanted = self.release.card.preprocessing
-        encoder = Encoder(self.release, self.settings.release.threads)
+        section = self.settings.encoder
+        if section.actors:  # they may run on other machines, and are asked when the fleet starts
+            section = section.model_copy(update={"device": "cpu"})
+        encoder = Encoder(self.release, network_of(section, self.release))
         shape = (_BATCH, wanted.stamp_size, wanted.stamp_size, len(wanted.cutouts))
         stamps = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
         encoder.run(stamps)
@@ -140,22 +144,24 @@ class ModelChecks:
         each_us = (perf_counter() - started) / _BATCH * 1e6
         if not (np.isfinite(codes.z_mean).all() and np.isfinite(codes.z_log_var).all()):
             raise ConfigError("The encoder gives NaN or infinity for noise.", remedy="Train the release again.")
-        others = [name for name in onnxruntime.get_available_providers() if name.startswith(("CUDA", "Tensorrt"))]
-        extra = f"; {others[0]} is there and not used" if others else ""
-        says = f"{each_us:.0f} us a stamp on the CPU, ONNX Runtime {onnxruntime.__version__}{extra}"
+        says = f"{each_us:.0f} us a stamp, {encoder.network.name}"
         return [Finding("encoder", State.GOOD, says)]
 
     def check_gpu(self) -> list[Finding]:
-        """Ask whether ONNX Runtime could use a GPU.
+        """Ask whether there is a GPU that is not used; one that is used is the encoder's check.
 
         Returns
         -------
         list of Finding
-            One; never bad, as the encoder runs on the CPU.
+            One; never bad.
         """
+        section = self.settings.encoder
+        if section.device == "gpu":
+            where = f"{section.actors} actors" if section.actors else "every worker"
+            return [Finding("gpu", State.GOOD, f"{section.gpus:g} for {where}: a fleet does not start without")]
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            return [Finding("gpu", State.GOOD, "ONNX Runtime has its CUDA provider; this version encodes on the CPU")]
-        return [Finding("gpu", State.SKIPPED, "ONNX Runtime has no CUDA provider; the encoder runs on the CPU")]
+            return [Finding("gpu", State.GOOD, "ONNX Runtime has its CUDA provider; encoder.device is cpu")]
+        return [Finding("gpu", State.SKIPPED, "the encoder runs on the CPU, as encoder.device says")]
 
     def check_cutouts(self) -> list[Finding]:
         """Ask whether the survey has what the release needs.

@@ -10,10 +10,10 @@ from stream_vae import surveys
 from stream_vae.alert import FloatArray, Packet
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import Limits
+from stream_vae.backends.onnx import open_session
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import Release
 from stream_vae.stages.decode import Decoder
-from stream_vae.stages.encode import open_session
 from stream_vae.stages.stamp import Stamper
 from stream_vae.tools.demo import Story
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from stream_vae.backends.onnx import open_session
 from stream_vae.learning.export import write_encoder
 from stream_vae.learning.fit import new_model
 from stream_vae.learning.recipe import load_recipe
 from stream_vae.model.backend import keras
-from stream_vae.stages.encode import open_session
 from train_epoch import best_rate, copy_rate, matrix_rate
 
 AHEAD = 4

@@ -16,10 +16,10 @@ from confluent_kafka import Consumer, Producer
 from job import Job, Meter
 from stream_vae import assembly, kafka
 from stream_vae.alert import Packet
+from stream_vae.backends.onnx import open_session
 from stream_vae.metrics import Metrics
 from stream_vae.pipeline import enriched
 from stream_vae.runtime.process import settle_memory
-from stream_vae.stages.encode import open_session
 from way_usual import delivered, next_offsets, taken
 
 GZIP = b"\x1f\x8b"

@@ -21,8 +21,8 @@ from job import Job, Meter
 from stream_vae import assembly, kafka, schemas
 from stream_vae.alert import Codes
 from stream_vae.avro.schema import append_field
+from stream_vae.backends.onnx import open_session
 from stream_vae.model.release import Preprocessing, Release
-from stream_vae.stages.encode import open_session
 from stream_vae.stages.score import Scorer
 from stream_vae.surveys import Profile
 

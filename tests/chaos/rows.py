@@ -262,7 +262,7 @@ def _strike(row: Row, scene: Scene, amount: Amount) -> tuple[list[float | None],
         scene.tend(scene.chance.uniform(0.5, 1.5) * row.every_s)
         if len(recoveries) >= len(row.faults) and _enough(scene, amount, time.monotonic() - start):
             break
-        injected_at, injected_ms = time.monotonic(), time.time() * 1000
+        injected_at = time.monotonic()
         if recoveries:  # before the first the workers still share the partitions out
             windows["calm"].append((calm_from, injected_at))
         fault.inject(scene)
@@ -270,8 +270,8 @@ def _strike(row: Row, scene: Scene, amount: Amount) -> tuple[list[float | None],
         if fault.lasts_s:
             windows.setdefault(fault.name, []).append((injected_at, time.monotonic()))
         fault.heal(scene)
-        since = (injected_ms, injected_at) if fault.from_the_start else (time.time() * 1000, time.monotonic())
-        recoveries.append(_await_flow(scene, *since))
+        began = injected_at if fault.from_the_start else time.monotonic()
+        recoveries.append(_await_flow(scene, time.time() * 1000, began))
         fault.after(scene)
         if recoveries[-1] is None:
             break

@@ -4,16 +4,20 @@ Models are fitted briefly to real stamps, at the sizes that recipes use: roundin
 ones are small. Differences are absolute, in the units of scaled stamps, latent codes and probabilities.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from stream_vae import surveys
-from stream_vae.alert import Packet
+from stream_vae.alert import Codes, Packet
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.avro.registry import open_registry
+from stream_vae.backends.keras import KerasNetwork
+from stream_vae.backends.onnx import open_session
 from stream_vae.learning.classifier import Posterior, fit_scorer
 from stream_vae.learning.data.stampfile import stamps_from_file
 from stream_vae.learning.data.stamps import StampSet, read_stamps
@@ -21,9 +25,11 @@ from stream_vae.learning.export import export_networks
 from stream_vae.learning.fit import decode, encode, fit_model
 from stream_vae.learning.positive_unlabelled import fit_positive_unlabelled
 from stream_vae.learning.recipe import Recipe, ScorerSection, build_recipe
-from stream_vae.model.release import Preprocessing
+from stream_vae.model.release import Preprocessing, Release
+from stream_vae.model.store import ReleaseStore, write_release
+from stream_vae.runtime.encoder_pool import pack, unpack
 from stream_vae.stages.decode import Decoder
-from stream_vae.stages.encode import open_session
+from stream_vae.stages.encode import Encoder
 from stream_vae.stages.stamp import Stamper
 
 from lsst_layouts import write_lsst_schemas
@@ -34,6 +40,7 @@ pytestmark = [
 ]
 
 TOLERANCE = 1e-5
+ENCODE_ON_JAX = Path(__file__).parents[1] / "encode_on_jax.py"
 CUTOUTS = ("difference", "science", "template")
 FOLDERS = {"ztf": 585, "lsst": 30, "lsst_wire": 3, "winter": 21, "pgir": 17, "turbo": 11, "decam": 1}
 LCO = 3444
@@ -120,6 +127,44 @@ def test_encoder_and_decoder_of_every_real_stamp(fitted: tuple[Any, np.ndarray],
     print(f"{len(stamps)} stamps, absolute: {worst}")  # shown by pytest -s
     assert z_mean.std() > 0.1, "a model that says nothing would pass"
     assert max(worst.values()) <= TOLERANCE, worst
+
+
+def test_every_backend_says_the_same_of_every_real_stamp(fitted: tuple[Any, np.ndarray], tmp_path: Path) -> None:
+    model, stamps = fitted
+    release = released(model, stamps, tmp_path)
+    here = Encoder(release).run(stamps)
+    on_tensorflow = Encoder(release, KerasNetwork(release, "tensorflow")).run(stamps)
+    np.save(tmp_path / "stamps.npy", stamps)
+    command = [sys.executable, ENCODE_ON_JAX, tmp_path / "store", tmp_path / "stamps.npy", tmp_path / "codes.npz"]
+    subprocess.run(command, check=True, timeout=240)
+    with np.load(tmp_path / "codes.npz") as on_jax:
+        assert on_jax["name"] == "Keras on jax, on the CPU"
+        found = {"tensorflow": on_tensorflow, "jax": Codes(on_jax["z_mean"], on_jax["z_log_var"])}
+    # What a pool's workers send is rounded to 16 bits. float16 is shown to tell why it is not taken.
+    found["pool"] = Encoder(release).run(unpack(pack(stamps)))
+    half = Encoder(release).run(stamps.astype(np.float16).astype(np.float32))
+    worst = {name: off(codes, here) for name, codes in found.items()}
+    print(f"{len(stamps)} stamps, absolute: {worst}, float16: {off(half, here)}")  # shown by pytest -s
+    assert here.z_mean.std() > 0.1, "a model that says nothing would pass"
+    assert max(worst["tensorflow"], worst["jax"]) <= TOLERANCE
+    assert worst["pool"] <= 1e-4
+
+
+def released(model: Any, stamps: np.ndarray, folder: Path) -> Release:
+    """Put a fitted model into a store of its own; what only scoring needs is not in it."""
+    (folder / "new").mkdir()
+    export_networks(folder / "new", model, None, stamps[:64])
+    np.savez(folder / "new" / "reference.npz", nothing=np.zeros(1))
+    store = ReleaseStore(str(folder / "store"))
+    nothing: dict[str, Any] = {"recipe": {}, "data": {}, "metrics": {}}
+    wanted = Preprocessing(cutouts=CUTOUTS[: stamps.shape[-1]])
+    card = write_release(store, folder / "new", name="real", latent_size=21, preprocessing=wanted, **nothing)
+    store.promote(card.id)
+    return store.load()
+
+
+def off(codes: Codes, expected: Codes) -> float:
+    return max(float(np.abs(one - other).max()) for one, other in zip(codes, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["labelled", "positive-unlabelled"])

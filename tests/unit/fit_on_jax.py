@@ -7,12 +7,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from stream_vae.backends.onnx import open_session
 from stream_vae.learning import fit, together
 from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.export import write_encoder
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.model.backend import full_precision
-from stream_vae.stages.encode import open_session
 
 
 def blobs(count):

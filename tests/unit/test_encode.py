@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from stream_vae.backends.onnx import open_session
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import Release
 from stream_vae.model.store import ReleaseStore
 from stream_vae.quality import Quality
-from stream_vae.stages.encode import Encoder, open_session
+from stream_vae.stages.encode import Encoder
 from stream_vae.stages.stamp import Stamps
 
 from releases import LATENTS, make_release, write_encoder
@@ -119,7 +120,7 @@ def test_flags_that_do_not_forbid_scoring_do_not(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_a_batch_with_nothing_to_encode_does_not_trouble_the_encoder(encoder: Encoder, rows: int) -> None:
-    encoder._session = None  # type: ignore[assignment] - whoever calls it fails
+    encoder.network = None  # type: ignore[assignment] - whoever calls it fails
     codes, _, poison = encoder.encode(Stamps(STAMPS[:rows], np.full(rows, Quality.BLANK, np.uint32)))
     assert codes.z_mean.shape == (rows, LATENTS)
     assert np.isnan(codes.z_mean).all()
@@ -151,7 +152,7 @@ class FakeSession:
 
 @pytest.fixture
 def fake(encoder: Encoder) -> FakeSession:
-    encoder._session = session = FakeSession()  # type: ignore[assignment]
+    encoder.network._session = session = FakeSession()  # type: ignore[attr-defined]
     return session
 
 

@@ -11,14 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream_vae import settings
 from stream_vae.errors import ConfigError, FatalError, RetriableError, StreamVaeError
 from stream_vae.runtime import cluster, slot
-from stream_vae.runtime.actor import Phase
 from stream_vae.runtime.cluster import WorkerLostError, connected
 from stream_vae.runtime.fleet_metrics import FleetCollector, merged
 from stream_vae.runtime.slot import Slot
-from stream_vae.runtime.worker import Standing
-from stream_vae.settings import FleetSettings, Settings
+from stream_vae.runtime.status import Phase, Standing
+from stream_vae.settings import Settings
 
 from pretended import RUNNING, Pretended
+from stage_parts import complete_settings
 
 
 class Bench:
@@ -272,7 +272,7 @@ def quiet_environment(monkeypatch):
 
 def test_without_ray_the_error_names_the_extra(monkeypatch, quiet_environment):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"stream-vae\[ray\]"), connected(FleetSettings(), {}, 1, None):
+    with pytest.raises(ConfigError, match=r"stream-vae\[ray\]"), connected(complete_settings(), 1, None):
         pass
 
 
@@ -281,12 +281,12 @@ def test_a_ray_address_that_does_not_answer_fails_in_seconds(monkeypatch, quiet_
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=address), connected(FleetSettings(), {}, 1, address):
+        with pytest.raises(ConfigError, match=address), connected(complete_settings(), 1, address):
             pass
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:port", "host"])
 def test_a_ray_address_that_is_none_is_refused(monkeypatch, quiet_environment, address):
     monkeypatch.setitem(sys.modules, "ray", object())
-    with pytest.raises(ConfigError, match="is no address"), connected(FleetSettings(), {}, 1, address):
+    with pytest.raises(ConfigError, match="is no address"), connected(complete_settings(), 1, address):
         pass

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from stream_vae.backends.onnx import open_session
 from stream_vae.errors import ConfigError, FatalError
 from stream_vae.learning import export, merits
 from stream_vae.learning.classifier import Scorer as FittedScorer
@@ -21,7 +22,7 @@ from stream_vae.learning.reference import pca_squared_error, principal_component
 from stream_vae.learning.train import train
 from stream_vae.model.store import ReleaseStore
 from stream_vae.sky import simulate_stamps
-from stream_vae.stages.encode import Encoder, open_session
+from stream_vae.stages.encode import Encoder
 from stream_vae.stages.score import Scorer
 
 # TensorFlow's variables do not know numpy 2's `copy` yet; Keras converts them so when it saves.

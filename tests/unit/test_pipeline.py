@@ -158,7 +158,7 @@ def test_the_alert_on_which_the_encoder_fails_is_dead_lettered_alone(release: Re
     parts = stages(release)
     alerts, _ = parts.decoder.decode([packet(GOOD[3])])
     poison = parts.stamper.cut(alerts).stamps[0]
-    parts.encoder._session = Fails(parts.encoder._session, poison)  # type: ignore[assignment]
+    parts.encoder.network._session = Fails(parts.encoder.network._session, poison)  # type: ignore[attr-defined]
     outcomes = run(GOOD, parts, metrics)
     assert [offset for offset, fate in fates(outcomes).items() if fate == "dead_lettered"] == [3]
     dead = outcomes[-1]

@@ -88,9 +88,18 @@ def test_messages_tell_where_redis_is_and_not_who_asks():
     assert address("unix://user@/run/valkey.sock?password=secret") == "unix:///run/valkey.sock"
 
 
-def test_a_url_of_another_kind_is_told_without_its_password():
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:secret@example.org",
+        "redis://example.org/0?password=secret&nonsense=1",
+        "rediss://user:secret@example.org/0?ssl_cert_reqs=nonsense",
+        "redis://:secret@example.org:port/0",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_before_it_is_and_without_its_password(url):
     with pytest.raises(ConfigError, match=r"reservoir\.url") as caught:
-        connect("http://user:secret@example.org", timeout_s=1)
+        connect(url, timeout_s=1)
     assert "secret" not in str(caught.value)
 
 
