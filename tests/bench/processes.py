@@ -3,12 +3,13 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 
 WORKER = "ray::WorkerActor"
-STARTING = "starting"
+IDLE = "ray::IDLE"
 
 
 @dataclass(frozen=True)
@@ -33,62 +34,54 @@ class Household:
 
     def __init__(self, supervisor: int, others: Mapping[str, int]) -> None:
         self._supervisor = psutil.Process(supervisor)
-        self._names = {psutil.Process(pid): name for name, pid in others.items()}
-        self._names[self._supervisor] = "supervisor"
+        self._fixed = {psutil.Process(pid): name for name, pid in others.items()} | {self._supervisor: "supervisor"}
+        self._numbered: dict[tuple[psutil.Process, str], str] = {}
         self._seen: Counter[str] = Counter()
         self._last: dict[str, Reading] = {}
 
     def read(self, *, memory: bool = False) -> dict[str, Reading]:
         """Look at all of them; one that ended is as it was last. Memory and descriptors take some milliseconds each."""
-        for process in self._processes():
-            try:
-                self._last[self._name(process)] = _reading(process, memory=memory)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+        for process, name in self._named():
+            with suppress(psutil.NoSuchProcess):
+                self._last[name] = _reading(process, memory=memory)
         return dict(self._last)
 
     def workers(self) -> list[psutil.Process]:
         """Give the workers' processes that there are."""
-        return [each for each in self._processes() if self._name(each).startswith("worker")]
+        return [process for process, name in self._named() if name.startswith("worker")]
 
-    def _processes(self) -> Iterator[psutil.Process]:
-        try:
-            below = self._supervisor.children(recursive=True)
-        except psutil.NoSuchProcess:
-            below = []
-        for process in {*below, *self._names}:
-            try:
-                known = self._name(process) != STARTING
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-            if known and process.is_running():
-                yield process
+    def _named(self) -> Iterator[tuple[psutil.Process, str]]:
+        yield from self._fixed.items()
+        with suppress(psutil.NoSuchProcess):
+            for process in self._supervisor.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if (kind := _kind(process)) is not None:
+                        yield process, self._name(process, kind)
 
-    def _name(self, process: psutil.Process) -> str:
-        if process not in self._names:
-            kind = _kind(process)
-            if kind == STARTING:
-                return kind
+    def _name(self, process: psutil.Process, kind: str) -> str:
+        """Name it by what it is now: Ray's processes take other titles when they are given something to do."""
+        if (process, kind) not in self._numbered:
             self._seen[kind] += 1
             alone = self._seen[kind] == 1 and kind != "worker"
-            self._names[process] = kind if alone else f"{kind} {self._seen[kind]}"
-        return str(self._names[process])
+            self._numbered[process, kind] = kind if alone else f"{kind} {self._seen[kind]}"
+        return self._numbered[process, kind]
 
 
-def _kind(process: psutil.Process) -> str:
-    """Tell what a process below the supervisor is; Ray's processes take their titles some time after they begin."""
+def _kind(process: psutil.Process) -> str | None:
+    """Tell what a process below the supervisor is; None of one that only starts or has nothing to do."""
     title: str = (process.cmdline() or [process.name()])[0]
     if title.startswith(WORKER):
         return "worker"
+    if title.startswith(IDLE):
+        return None
     if title.startswith("ray::"):
-        return "Ray " + title.removeprefix("ray::").split()[0].split(".")[0]
+        return "Ray " + title.removeprefix("ray::").split()[0]
     name: str = process.name()
-    if name.startswith("python"):
-        scripts = [part for part in process.cmdline() if part.endswith(".py")]
-        if scripts and "default_worker" not in scripts[0]:
-            return "Ray " + scripts[0].rsplit("/", 1)[-1].removesuffix(".py")
-        return STARTING
-    return f"Ray {name}"
+    if not name.startswith("python"):
+        return f"Ray {name}"
+    scripts: list[str] = [part for part in process.cmdline() if part.endswith(".py")]
+    started = scripts and "default_worker" not in scripts[0]
+    return "Ray " + scripts[0].rsplit("/", 1)[-1].removesuffix(".py") if started else None
 
 
 def _reading(process: psutil.Process, *, memory: bool) -> Reading:
@@ -114,32 +107,57 @@ class Cores:
 
     busy_s: float
     idle_s: float
+    disk_s: float
+    """Of the idle time: while something waited for a disk."""
 
     @classmethod
     def read(cls, cores: set[int]) -> "Cores":
         times = [each for core, each in enumerate(psutil.cpu_times(percpu=True)) if core in cores]
-        idle = sum(each.idle + each.iowait for each in times)
-        return cls(sum(each.user + each.nice + each.system + each.irq + each.softirq for each in times), idle)
+        return cls(
+            busy_s=sum(each.user + each.nice + each.system + each.irq + each.softirq for each in times),
+            idle_s=sum(each.idle + each.iowait for each in times),
+            disk_s=sum(each.iowait for each in times),
+        )
 
     def since(self, before: "Cores") -> "Cores":
-        return Cores(self.busy_s - before.busy_s, self.idle_s - before.idle_s)
+        return Cores(self.busy_s - before.busy_s, self.idle_s - before.idle_s, self.disk_s - before.disk_s)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Everything at one time."""
+    """CPU time of everything at one time."""
 
     at: float
+    """On the monotonic clock."""
     processes: Mapping[str, Reading]
     machine: Cores
 
     @classmethod
     def of(cls, household: Household, cores: set[int]) -> "Moment":
-        return cls(time.time(), household.read(), Cores.read(cores))
+        return cls(time.monotonic(), household.read(), Cores.read(cores))
 
-    def cpu_since(self, before: "Moment") -> dict[str, float]:
-        """CPU seconds of each process between two moments."""
+    def since(self, before: "Moment") -> "Span":
         none = Reading(0, 0)
-        return {
+        used = {
             name: reading.cpu_s - before.processes.get(name, none).cpu_s for name, reading in self.processes.items()
         }
+        return Span(self.at - before.at, used, self.machine.since(before.machine))
+
+
+@dataclass(frozen=True)
+class Span:
+    """What happened between two moments."""
+
+    wall_s: float
+    cpu_s: Mapping[str, float]
+    machine: Cores
+
+    def of(self, kind: str) -> float:
+        """CPU seconds of all processes whose names begin so."""
+        return sum(seconds for name, seconds in self.cpu_s.items() if name.startswith(kind))
+
+    @property
+    def parts_s(self) -> dict[str, float]:
+        """Where the machine's time went, by kind of process; what is nobody's here is `other`."""
+        parts = {kind: self.of(kind) for kind in ("worker", "broker", "generator", "supervisor", "Ray", "this program")}
+        return parts | {"other": max(self.machine.busy_s - sum(parts.values()), 0.0), "idle": self.machine.idle_s}

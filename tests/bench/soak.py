@@ -28,7 +28,6 @@ sys.path.insert(0, str(HERE.parent))
 
 import corpus  # noqa: E402 - needs the path above
 import networks  # noqa: E402
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource  # noqa: E402
 from growth import Growth, Sample, Windows, grown, is_ours  # noqa: E402
 from processes import Household, child  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -37,6 +36,7 @@ from soak_plot import plot  # noqa: E402
 from stream_vae.runtime.group import Group  # noqa: E402
 from stream_vae.tools.audit import audit_of  # noqa: E402
 from stream_vae.tools.fleet_status import fleet_status, page_url  # noqa: E402
+from topics import configure  # noqa: E402
 
 from chaos.load import Item, Load  # noqa: E402
 from chaos.witness import Findings, Witness  # noqa: E402
@@ -46,7 +46,7 @@ from servers import Kafka, MissingServiceError, free_ports, real_kafka, real_red
 
 INTERVAL_S = 10.0
 PARTITIONS = 4
-RETENTION = {"retention.bytes": str(2**28), "segment.bytes": str(2**26)}
+RETENTION = {"retention.bytes": 2**28, "segment.bytes": 2**26}
 """Of each partition: 256 MiB in segments of 64, some 2.5 minutes of 100 alerts a second."""
 RESERVOIR = 20_000
 """Stamps: full, and so as large as it gets, within the warm-up at 100 alerts a second."""
@@ -125,17 +125,6 @@ def keep_little(deployment: Deployment) -> None:
     """Bound what the topics keep: an hour of alerts would be tens of GB."""
     topics = (deployment.input, deployment.output, deployment.lite, deployment.dead_letters)
     configure(deployment.kafka, topics, RETENTION)
-
-
-def configure(kafka: Kafka, topics: Sequence[str], settings: dict[str, str]) -> None:
-    """Set topics' configuration."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
-    entries = [
-        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in settings.items()
-    ]
-    resources = [ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=entries) for name in topics]
-    for future in admin.incremental_alter_configs(resources).values():
-        future.result(timeout=30)
 
 
 def real_packets() -> list[tuple[int, bytes]]:
