@@ -163,6 +163,8 @@ class Cluster:
             "max_concurrency": _CONCURRENT_CALLS,
             "max_restarts": 0,  # the supervisor decides when, and gives the settings anew
             "scheduling_strategy": "SPREAD",
+            # Ray's control store would keep a record of each of the last 100,000 questions that a worker was asked.
+            "enable_task_events": False,
         }
 
     def launch(self, slot: int) -> RemoteWorker:
