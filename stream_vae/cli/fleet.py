@@ -45,11 +45,12 @@ def status(
 
 def _table(found: FleetStatus) -> Table:
     names = ["partitions", "lag", "in flight", "published", "dead letters", "restarts", "MB"]
-    table = Table(Column("worker", no_wrap=True), "consumes", *names, box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[2:]:
+    table = Table(Column("worker", no_wrap=True), "consumes", *names, "release", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[2:-1]:
         column.justify = "right"
     for line in found.lines:
         counts = [line.partitions, line.lag, line.in_flight, line.published, line.dead_lettered, line.restarts]
-        works = "-" if line.worker == "supervisor" else "[green]yes[/green]" if line.ready else "[red]no[/red]"
-        table.add_row(line.worker or "alone", works, *(f"{n:,.0f}" for n in counts), f"{line.memory_bytes / 1e6:,.0f}")
+        works = "-" if line.consumes is None else "[green]yes[/green]" if line.consumes else "[red]no[/red]"
+        shown = (f"{n:,.0f}" for n in (*counts, line.memory_bytes / 1e6))
+        table.add_row(line.worker or "alone", works, *shown, line.release)
     return table

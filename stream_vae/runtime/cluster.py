@@ -241,7 +241,8 @@ class Cluster:
         self._encoder = encoder = settings.encoder
         gpus = encoder.gpus if encoder.device == "gpu" else 0
         # The supervisor decides when a new one is started, and gives the settings anew.
-        common = {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        # Without events: Ray's control store would keep a record of each of the last 100,000 questions to a worker.
+        common = {"max_restarts": 0, "scheduling_strategy": "SPREAD", "enable_task_events": False}
         self._options = common | {
             "num_cpus": settings.fleet.cpus_per_worker,
             "num_gpus": 0 if encoder.actors else gpus,

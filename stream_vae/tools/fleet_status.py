@@ -28,7 +28,7 @@ class WorkerLine:
     """One worker; counts are since it started."""
 
     worker: str
-    """Its number in the fleet, `supervisor`, or `ALONE`."""
+    """Its number in the fleet, `supervisor`, ``encoder-`` and its number, or `ALONE`."""
     ready: float = 0
     partitions: float = 0
     lag: float = 0
@@ -37,6 +37,13 @@ class WorkerLine:
     dead_lettered: float = 0
     restarts: float = 0
     memory_bytes: float = 0
+    release: str = ""
+    """Which one scores there."""
+
+    @property
+    def consumes(self) -> bool | None:
+        """Whether it has partitions; None of what is no worker."""
+        return bool(self.ready) if self.worker == ALONE or self.worker.isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,7 @@ def read_status(text: str, url: str) -> FleetStatus:
         If it is no metrics page of ours.
     """
     values: dict[str, dict[str, float]] = {}
+    releases: dict[str, str] = {}
     fleet: dict[str, int] = {}
     try:
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
@@ -134,6 +142,8 @@ def read_status(text: str, url: str) -> FleetStatus:
     for sample in samples:
         if sample.name.startswith("stream_vae_fleet_workers_"):
             fleet[sample.name.removeprefix("stream_vae_fleet_workers_")] = int(sample.value)
+        elif sample.name == "stream_vae_release_info":
+            releases[sample.labels.get("worker", ALONE)] = sample.labels["release"]
         elif (column := _COLUMNS.get(sample.name)) is not None:
             line = values.setdefault(sample.labels.get("worker", ALONE), {})
             line[column] = line.get(column, 0) + sample.value
@@ -141,5 +151,7 @@ def read_status(text: str, url: str) -> FleetStatus:
         raise ConfigError(f"{url} has no metrics of stream_vae.", remedy="Give the address that the run logged.")
     order = sorted(values, key=lambda worker: (not worker.isdigit(), len(worker), worker))
     return FleetStatus(
-        [WorkerLine(worker, **values[worker]) for worker in order], fleet.get("wanted"), fleet.get("alive")
+        [WorkerLine(worker, **values[worker], release=releases.get(worker, "")) for worker in order],
+        fleet.get("wanted"),
+        fleet.get("alive"),
     )
