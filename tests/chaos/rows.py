@@ -75,6 +75,8 @@ class Row:
     """Whether alerts must come out as fast as without the faults."""
     brokers: int = 1
     """One, or three."""
+    pace: float = 1.0
+    """Of the rate: three brokers on one disk write everything three times."""
     releases: int = 1
     """More than one: in the workers' store, and one of them damaged."""
     may_exit: bool = False
@@ -91,6 +93,7 @@ ROWS = (
         "leader of three brokers killed",
         (KillLeader(), MoveLeaders(), LeaveLeader(), MoveLeaders()),
         brokers=3,
+        pace=0.5,
         may_exit=True,
     ),
     Row(
@@ -177,7 +180,7 @@ def play(
         witness = Witness(deployment)
         stack.callback(witness.stop)
         items = (spoiled if row.spoiled else clean)(packets)
-        load = Load(deployment, items, a_second=amount.a_second, partitions=PARTITIONS)
+        load = Load(deployment, items, a_second=row.pace * amount.a_second, partitions=PARTITIONS)
         topics = [deployment.input, deployment.lite if lite else deployment.output]
         chance = random.Random(f"{row.name} {mode}")
         scene = Scene(broker, redis, releases, fleet, load, witness, topics, PARTITIONS, chance)
