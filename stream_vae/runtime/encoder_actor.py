@@ -69,6 +69,7 @@ class EncoderActor:
         self._arrived = asyncio.Event()
         self._device = ThreadPoolExecutor(1, "encode")
         self._serving: asyncio.Task[None] | None = None
+        self._encoded = False
 
     async def load(self, release_id: str) -> str | StreamVaeError:
         """Fetch a release, build its network and run it once.
@@ -144,6 +145,7 @@ class EncoderActor:
                 self._arrived.clear()
                 continue
             answers = await loop.run_in_executor(self._device, self._answers, batch)
+            self._encoded = True
             for request, answer in zip(batch, answers, strict=True):
                 if not request.answer.done():  # a worker that waits no longer has cancelled it
                     request.answer.set_result(answer)
@@ -195,7 +197,7 @@ class EncoderActor:
             ready=running,
             reason="encodes",
             alive=True,
-            standing=Standing(),
+            standing=Standing(progressed=self._encoded),
             error=None,
             process=os.getpid(),
             host=socket.gethostname(),

@@ -281,7 +281,10 @@ def test_too_long_a_queue_is_refused(direct: Direct, release: Release, monkeypat
         PooledNetwork(Pool([direct], 0, SECTION, 1.0), release, "").run(STAMPS[:10])
 
 
-def test_an_actor_says_how_it_is_and_when_it_is_done(direct: Direct) -> None:
-    assert direct.wait(direct.actor.status()).phase is Phase.RUNNING
+def test_an_actor_says_how_it_is_and_when_it_is_done(direct: Direct, release: Release) -> None:
+    status = direct.wait(direct.actor.status())
+    assert (status.phase, status.standing.progressed) == (Phase.RUNNING, False)
+    direct.encode(release.id, pack(STAMPS[:10]), SECTION.timeout_s)
+    assert direct.wait(direct.actor.status()).standing.progressed
     direct.wait(direct.actor.stop())
     assert direct.wait(direct.actor.status()).phase is Phase.ENDED
