@@ -20,8 +20,9 @@ from stream_vae.runtime.swap import Prepared, ReleaseWatch
 from stream_vae.settings import Settings
 from stream_vae.stages.batch import by_bytes
 from stream_vae.stages.ledger import Ledger, Partition
-from stream_vae.stages.sink import AtLeastOnceSink, ExactlyOnceSink, Sink
+from stream_vae.stages.sink import AtLeastOnceSink, Sink
 from stream_vae.stages.source import Source
+from stream_vae.stages.transaction import ExactlyOnceSink
 
 log = logging.getLogger(__name__)
 

@@ -28,15 +28,14 @@ class _TimedWorker(Worker):
         taken = [Packet(value, "warm-up", 0, offset) for offset, value in enumerate(packets)]
         enriched(taken, self._stages, Metrics("warm-up"))
 
-    def _turn(self) -> bool:
+    def _turn(self) -> None:
         began, before = perf_counter(), self.settled
-        busy = super()._turn()
+        super()._turn()
         self.settled = _settled(self._metrics)
-        if busy or self.settled > before:
+        if self.settled > before:
             self.meter.batch(began)
         if self.settled >= self._wanted:
             self.stop()
-        return busy
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from stream_vae.metrics import Metrics
 from stream_vae.runtime.worker import Worker
 from stream_vae.settings import Settings
 from stream_vae.sky.packets import packet_schema, simulate_packets
-from stream_vae.stages import sink as sink_module
+from stream_vae.stages import transaction
 from stream_vae.stages.ledger import Pages
-from stream_vae.stages.sink import ExactlyOnceSink
 from stream_vae.stages.source import Source
+from stream_vae.stages.transaction import ExactlyOnceSink
 from stream_vae.tools.audit import audit_of
 
 from deployment import Deployment, deploy
@@ -268,7 +268,7 @@ def die(self, *arguments, **options):
         # Everything of some batches is with the broker, but their offsets are not.
         ("at_least_once", {"module": "source", "owner": "Source", "method": "commit"}),
         # The third transaction has its messages and offsets, and is neither committed nor aborted.
-        ("exactly_once", {"module": "sink", "owner": "ExactlyOnceSink", "method": "_commit"}),
+        ("exactly_once", {"module": "transaction", "owner": "ExactlyOnceSink", "method": "_commit"}),
     ],
 )
 def test_a_process_that_is_killed_before_a_commit_loses_nothing(kafka, tmp_path, mode, place):
@@ -308,7 +308,7 @@ def test_a_survivor_takes_over_from_a_worker_that_was_killed_in_a_transaction(ka
     )
     sent = alerts(400)
     arguments = ("run", "--settings", deployment.file, "--workers", 0)
-    before = DIE_AT.format(module="sink", owner="ExactlyOnceSink", method="_commit")
+    before = DIE_AT.format(module="transaction", owner="ExactlyOnceSink", method="_commit")
     slot = {"STREAM_VAE_DELIVERY__TRANSACTIONAL_ID": f"{deployment.settings.kafka.group_id}-victim"}
     with working(deployment.settings) as survivor:
         with running(tmp_path / "killed", *arguments, before=before, environment=slot) as victim:
@@ -387,7 +387,7 @@ def test_an_aborted_transaction_is_tried_again_in_the_same_process(kafka, tmp_pa
 def hanging(monkeypatch, call: str, times: int, *, done: bool) -> list[str]:
     """Let librdkafka hang in a call about a transaction, before or after it is done; give the calls as they come."""
     calls: list[str] = []
-    bounded = sink_module._bounded
+    bounded = transaction._bounded
 
     def hang(function, *arguments):
         calls.append(function.__name__)
@@ -396,9 +396,9 @@ def hanging(monkeypatch, call: str, times: int, *, done: bool) -> list[str]:
             return
         if done:
             bounded(function, *arguments)
-        raise sink_module._HungError(f"it hangs in {call}")
+        raise transaction._HungError(f"it hangs in {call}")
 
-    monkeypatch.setattr(sink_module, "_bounded", hang)
+    monkeypatch.setattr(transaction, "_bounded", hang)
     return calls
 
 
@@ -422,7 +422,7 @@ def test_a_producer_that_hangs_in_a_transaction_is_replaced_in_the_same_process(
 
 
 def test_a_worker_whose_producers_hang_again_and_again_stops(kafka, tmp_path, monkeypatch):
-    monkeypatch.setattr(sink_module, "_MOST_HUNG", 1)
+    monkeypatch.setattr(transaction, "_MOST_HUNG", 1)
     deployment = deploy(kafka, tmp_path, survey="candidate", batch=SMALL, delivery=EXACTLY_ONCE)
     send(kafka, deployment.input, alerts(100))
     hanging(monkeypatch, "commit_transaction", 2, done=False)

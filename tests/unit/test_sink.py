@@ -9,7 +9,7 @@ from stream_vae.alert import Outcome, Outgoing
 from stream_vae.errors import ConfigError, FatalError, RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.settings import DeliverySettings
-from stream_vae.stages import sink as sink_module
+from stream_vae.stages import transaction
 from stream_vae.stages.ledger import Ledger, Page, Pages
 from stream_vae.stages.sink import AtLeastOnceSink
 
@@ -269,14 +269,14 @@ def test_closing_twice_is_harmless(bench: Bench) -> None:
 
 
 def test_a_call_about_a_transaction_that_never_comes_back_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sink_module, "_HUNG_S", 0.0)
+    monkeypatch.setattr(transaction, "_HUNG_S", 0.0)
     forever = threading.Event()
 
     def commit_transaction(_timeout_s: float) -> None:
         forever.wait()
 
-    with pytest.raises(sink_module._HungError, match="does not come back from commit_transaction"):
-        sink_module._bounded(commit_transaction, 0.05)
+    with pytest.raises(transaction._HungError, match="does not come back from commit_transaction"):
+        transaction._bounded(commit_transaction, 0.05)
     forever.set()
 
 
@@ -285,4 +285,4 @@ def test_what_a_call_about_a_transaction_raises_comes_through() -> None:
         raise KafkaException(KafkaError(KafkaError._STATE))
 
     with pytest.raises(KafkaException):
-        sink_module._bounded(abort_transaction, 1.0)
+        transaction._bounded(abort_transaction, 1.0)
