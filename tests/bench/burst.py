@@ -153,12 +153,12 @@ def limit(result: dict[str, Any], burst: Span) -> str:
     """Name what the burst waited for, by what was used up while it came in."""
     if result["latency_s"]["p99"] <= IN_TIME_S:
         return "nothing"
-    if not result["generator"]["kept_pace"]:
-        return "the generator, which did not keep its pace"
     if burst.machine.busy_s > BUSY * (burst.machine.busy_s + burst.machine.idle_s):
         parts = {name: seconds for name, seconds in burst.parts_s.items() if name != "idle"}
         most = sorted(parts, key=lambda name: -parts[name])[:2]
         return f"the cores, all of which were busy: most of their time went to {most[0]} and {most[1]}"
+    if not result["generator"]["kept_pace"]:
+        return "the generator, which did not keep its pace"
     if busiest := [name for name, seconds in burst.cpu_s.items() if seconds > BUSY * burst.wall_s]:
         return f"{' and '.join(busiest)}, each as busy as one thread can be"
     return NEITHER

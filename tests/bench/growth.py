@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 ALLOWED = 0.05
-"""Change of a median of memory, up or down."""
+"""Of a median of memory. Only upwards: the kernel takes mapped pages from every process when others need memory."""
 Sample = dict[str, Any]
 """What was seen at one time: at_s, and processes by name with the fields of `processes.Reading`."""
 
@@ -45,7 +45,7 @@ class Growth:
 
     def problems(self) -> Iterator[str]:
         for name, (first, last) in {"RSS": self.rss_bytes, "USS": self.uss_bytes}.items():
-            if abs(last / first - 1) > ALLOWED:
+            if last / first - 1 > ALLOWED:
                 yield f"{self.process}: {name} went from {first / 1e6:.1f} to {last / 1e6:.1f} MB"
         for name, (first, last) in {"descriptors": self.descriptors, "threads": self.threads}.items():
             if last > first:

@@ -100,7 +100,16 @@ def latency(sent: Sent, out: Out) -> dict[str, Any]:
         "latency_s": _quantiles((out.appended_ms - sent.ms)[came]),
         "until_scored_s": _quantiles((out.scored_ms - sent.ms)[came]),
         "scored_to_out_s": _quantiles((out.appended_ms - out.scored_ms)[came]),
+        "each_second": {
+            "sent": _each_second(sent.ms, begin),
+            "scored": _each_second(out.scored_ms[came], begin),
+            "out": _each_second(out.appended_ms[came], begin),
+        },
     }
+
+
+def _each_second(ms: Times, begin: int) -> list[int]:
+    return np.bincount(np.maximum(ms - begin, 0) // 1000).tolist()  # type: ignore[no-any-return]
 
 
 def _quantiles(ms: Times) -> dict[str, float]:

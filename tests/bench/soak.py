@@ -94,10 +94,11 @@ def soak(kafka: Kafka, redis_url: str, folder: Path, options: argparse.Namespace
     }
     log = options.json.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
+    witness = Witness(deployment)
+    # Before the fleet, which so begins with a backlog: what workers keep of their fullest batches they have at once.
+    load = Load(deployment, renumbered(), a_second=options.rate, partitions=PARTITIONS)
     with running(log, "run", "--settings", deployment.file, "--workers", options.workers) as fleet:
         until(lambda: _ready(deployment, options.workers), what="the fleet is ready", timeout_s=START_TIMEOUT_S)
-        witness = Witness(deployment)
-        load = Load(deployment, renumbered(), a_second=options.rate, partitions=PARTITIONS)
         watch(deployment, fleet, document, options, lambda: len(load.sent))
         load.stop()
         settled = _settles(deployment, witness, len(load.sent))

@@ -43,7 +43,8 @@ def test_an_hour_is_judged_by_ten_minutes_after_five_and_the_last_ten():
         ({}, None),
         ({"rss_bytes": 104e6}, None),
         ({"rss_bytes": 110e6}, "RSS"),
-        ({"uss_bytes": 40e6}, "USS"),
+        ({"uss_bytes": 60e6}, "USS"),
+        ({"uss_bytes": 40e6}, None),
         ({"descriptors": 42}, "descriptors"),
         ({"threads": 22}, "threads"),
     ],
@@ -86,6 +87,7 @@ def test_a_bursts_times_are_counted_from_each_messages_own():
     found = latency(sent, Out(np.array([1100, 1700, -1]), np.array([1200, 2100, -1]), again=0))
     assert (found["missing"], found["backlog_at_end"], found["all_out_s"]) == (1, 2, 1.1)
     assert found["latency_s"]["max"] == 0.6
+    assert found["each_second"] == {"sent": [2, 1], "scored": [2], "out": [1, 1]}
     assert found["scored_to_out_s"]["p50"] == pytest.approx(0.25)
 
 
@@ -105,7 +107,7 @@ def test_the_time_of_scoring_is_read_from_the_end_of_the_record(kafka, real_pack
     ("p99", "kept", "busy", "worker", "words"),
     [
         (0.5, True, 20, 9.9, "nothing"),
-        (5, False, 20, 9.9, "generator"),
+        (5, False, 12, 6, "generator"),
         (5, True, 19, 6, "broker and worker"),
         (5, True, 12, 9.5, "worker 1"),
         (5, True, 12, 6, "waiting"),
