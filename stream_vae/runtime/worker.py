@@ -119,6 +119,7 @@ class Worker:
         self._stages = replace(stages, observe=self._offering.observe) if self._offering else stages
         survey, space = self._metrics.survey, release.card.latent_space
         self._metrics.release_info.info({"survey": survey, "release": release.id, "latent_space": space})
+        log.info("release %s scores, encoded by %s", release.id, stages.encoder.network.name)
 
     def _follow(self) -> ReleaseWatch:
         def prepare(release: Release) -> Stages:
@@ -136,7 +137,7 @@ class Worker:
             self._offering = assembly.offering_of(self._settings, new.release, self._metrics)
         self._score_with(new.release, new.stages)
         self._metrics.release_swaps.labels(self._metrics.survey, "taken").inc()
-        log.info("release %s scores from now on, instead of %s", new.release.id, before.id)
+        log.info("it does so instead of %s, from this batch on", before.id)
 
     def stop(self) -> None:
         """Ask the loop to finish its batch and return; safe from signal handlers and other threads."""
