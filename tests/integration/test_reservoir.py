@@ -11,7 +11,7 @@ from stream_vae.errors import ConfigError
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
 from stream_vae.reservoir import Reservoir, address, connect
-from stream_vae.runtime.offering import TIMEOUT_S, Offering
+from stream_vae.runtime.offering import Offering
 from stream_vae.sampling import RANKS, memory_bound, pack, ranks
 
 PREPROCESSING = Preprocessing(stamp_size=9)
