@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from prometheus_client import Metric
 
 from stream_vae.alert import FloatArray
 from stream_vae.backends import Network, network_of
-from stream_vae.errors import RetriableError, StreamVaeError
+from stream_vae.errors import ConfigError, RetriableError, StreamVaeError
 from stream_vae.metrics import EncoderMetrics
 from stream_vae.model.store import ReleaseStore
 from stream_vae.runtime.encoder_pool import Failure, Packed, unpack
@@ -33,6 +34,8 @@ _KEPT_RELEASES = 3
 """Workers swap one after the other, and a rollback should find its release warm."""
 _LONGEST_QUEUE = 64
 """Full batches that may wait; more means that workers gave up waiting for them long ago."""
+_STUCK_S = 60.0
+"""A batch that takes longer is none that will come: the driver hangs, say, and a new process may find it well."""
 
 
 class _Request(NamedTuple):
@@ -70,6 +73,7 @@ class EncoderActor:
         self._device = ThreadPoolExecutor(1, "encode")
         self._serving: asyncio.Task[None] | None = None
         self._encoded = False
+        self._began_at: float | None = None
 
     async def load(self, release_id: str) -> str | StreamVaeError:
         """Fetch a release, build its network and run it once.
@@ -105,6 +109,9 @@ class EncoderActor:
             network = Encoder(release, network_of(self._section, release)).network  # tries it
         except StreamVaeError as error:
             return error  # the worker that asked says it
+        except Exception as error:
+            log.exception("release %s cannot be opened", release_id)
+            return ConfigError(f"Release {release_id} cannot be opened: {type(error).__name__}: {error}.")
         log.info("release %s: %s", release_id, network.name)
         return network
 
@@ -144,8 +151,9 @@ class EncoderActor:
             if not batch:
                 self._arrived.clear()
                 continue
+            self._began_at = monotonic()
             answers = await loop.run_in_executor(self._device, self._answers, batch)
-            self._encoded = True
+            self._began_at, self._encoded = None, True
             for request, answer in zip(batch, answers, strict=True):
                 if not request.answer.done():  # a worker that waits no longer has cancelled it
                     request.answer.set_result(answer)
@@ -192,11 +200,12 @@ class EncoderActor:
             Now.
         """
         running = self._phase is Phase.RUNNING
+        stuck = self._began_at is not None and monotonic() - self._began_at > _STUCK_S
         return Status(
             phase=self._phase,
             ready=running,
             reason="encodes",
-            alive=True,
+            alive=not stuck,
             standing=Standing(progressed=self._encoded),
             error=None,
             process=os.getpid(),

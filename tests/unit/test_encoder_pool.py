@@ -288,3 +288,43 @@ def test_an_actor_says_how_it_is_and_when_it_is_done(direct: Direct, release: Re
     assert direct.wait(direct.actor.status()).standing.progressed
     direct.wait(direct.actor.stop())
     assert direct.wait(direct.actor.status()).phase is Phase.ENDED
+
+
+def test_an_actor_whose_device_hangs_is_told_apart_from_a_busy_one(
+    direct: Direct, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stream_vae.runtime import encoder_actor
+
+    begun, over = threading.Event(), threading.Event()
+
+    class Hanging(Picky):
+        def run(self, stamps: Any) -> Codes:
+            begun.set()
+            over.wait(20)
+            return super().run(stamps)
+
+    monkeypatch.setattr(direct.actor, "_open", lambda _: Hanging())
+    waiting = threading.Thread(target=direct.encode, args=(release.id, pack(STAMPS[:2]), SECTION.timeout_s))
+    waiting.start()
+    try:
+        assert begun.wait(10)
+        assert direct.wait(direct.actor.status()).alive
+        monkeypatch.setattr(encoder_actor, "_STUCK_S", 0.0)
+        assert not direct.wait(direct.actor.status()).alive
+    finally:
+        over.set()
+        waiting.join(20)
+    assert direct.wait(direct.actor.status()).alive
+
+
+def test_what_is_wrong_with_a_release_in_no_foreseen_way_is_told_too(
+    direct: Direct, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stream_vae.runtime import encoder_actor
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(encoder_actor, "network_of", fails)
+    with pytest.raises(ConfigError, match="MemoryError: no room"):
+        direct.load(release.id, 1.0)
