@@ -38,8 +38,8 @@ from lsst_layouts import write_lsst_schemas  # noqa: E402
 from servers import Kafka, MissingServiceError, real_kafka  # noqa: E402
 
 WARM_UP = 40_000
-"""Alerts before: every packet in each worker, and so many that the broker's virtual machine has compiled what it runs: with
-6,000 that is still a third of its CPU time in the burst."""
+"""Alerts before: every packet in each worker, and so many that the broker's virtual machine has compiled what it runs:
+with 6,000 that is still a third of its CPU time in the burst."""
 INTERVAL_S = 0.5
 START_TIMEOUT_S = 300
 DRAIN_TIMEOUT_S = 600
