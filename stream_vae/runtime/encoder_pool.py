@@ -72,7 +72,7 @@ class Failure(NamedTuple):
 
 
 class RemoteEncoder(Protocol):
-    """An actor as a worker sees it; `stream_vae.runtime.cluster` has the real one."""
+    """An actor as a worker sees it; `stream_vae.runtime.remote` has the real one."""
 
     def load(self, release_id: str, timeout_s: float) -> str:
         """Wait until the actor has a release ready.

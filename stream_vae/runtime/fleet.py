@@ -21,10 +21,11 @@ from prometheus_client import CollectorRegistry, Metric
 from stream_vae import assembly
 from stream_vae.errors import StreamVaeError
 from stream_vae.metrics import FleetMetrics
-from stream_vae.runtime.cluster import Cluster, RemoteWorker, connected
+from stream_vae.runtime.cluster import Cluster, connected
 from stream_vae.runtime.fleet_metrics import FleetCollector
 from stream_vae.runtime.group import Group
 from stream_vae.runtime.health import HealthServer
+from stream_vae.runtime.remote import RemoteWorker
 from stream_vae.runtime.scaling import Scaling
 from stream_vae.runtime.slot import Slot
 from stream_vae.runtime.start_up import check_surroundings

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from prometheus_client import Counter
 
 from stream_vae.errors import ConfigError, FatalError, StreamVaeError
-from stream_vae.runtime.cluster import WorkerLostError
+from stream_vae.runtime.remote import WorkerLostError
 from stream_vae.runtime.status import Phase, Status
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ SILENT_S = 120.0
 
 
 class Remote(Protocol):
-    """What a slot asks of a worker; `stream_vae.runtime.cluster.RemoteWorker` is one."""
+    """What a slot asks of a worker; `stream_vae.runtime.remote.RemoteWorker` is one."""
 
     status: Status | None
     answered_at: float

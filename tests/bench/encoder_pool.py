@@ -20,9 +20,9 @@ from networks import make_release
 from rich.console import Console
 from rich.table import Table
 from stream_vae.model.store import ReleaseStore
-from stream_vae.runtime.cluster import RemoteEncoder
 from stream_vae.runtime.encoder_actor import EncoderActor
 from stream_vae.runtime.encoder_pool import Pool
+from stream_vae.runtime.remote import RemoteEncoder
 from stream_vae.settings import EncoderSettings
 from stream_vae.stages.encode import Encoder
 

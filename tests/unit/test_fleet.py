@@ -11,8 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream_vae import settings
 from stream_vae.errors import ConfigError, FatalError, RetriableError, StreamVaeError
 from stream_vae.runtime import cluster, slot
-from stream_vae.runtime.cluster import WorkerLostError, connected
+from stream_vae.runtime.cluster import connected
 from stream_vae.runtime.fleet_metrics import FleetCollector, merged
+from stream_vae.runtime.remote import WorkerLostError
 from stream_vae.runtime.slot import Slot
 from stream_vae.runtime.status import Phase, Standing
 from stream_vae.settings import Settings
