@@ -7,7 +7,7 @@ from stream_vae.learning.fit import decode, encode
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.train import train
 from stream_vae.model.backend import keras
-from stream_vae.model.reconstruct import Reconstructor, _load_keras
+from stream_vae.model.reconstruct import Reconstructor, load_keras
 from stream_vae.model.store import ReleaseStore
 from stream_vae.sky import simulate_stamps
 from stream_vae.stages.encode import Encoder
@@ -56,7 +56,7 @@ def test_a_release_of_any_kind_is_served_decoded_and_loaded_again(kind, simulate
     raw = np.ascontiguousarray(simulated.stamps[..., [CUTOUTS.index(name) for name in wanted.cutouts]])
     stamps, quality = normalise(raw, wanted)
     served = Encoder(release).encode(Stamps(stamps, quality))[0]
-    model = _load_keras(release.path("cvae.keras"), release.id)
+    model = load_keras(release.path("cvae.keras"), release.id)
     z_mean, z_log_var = encode(model, stamps)
     assert served.z_mean == pytest.approx(z_mean, rel=1e-5, abs=1e-5)
     assert served.z_log_var == pytest.approx(z_log_var, rel=1e-5, abs=1e-5)
@@ -79,4 +79,4 @@ def test_the_keras_file_of_a_release_runs_no_code_of_its_own(tmp_path):
     inner = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x * 2)])
     inner.save(path)
     with pytest.raises(Exception, match=r"cannot be loaded"):
-        _load_keras(path, "r")
+        load_keras(path, "r")
