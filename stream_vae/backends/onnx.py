@@ -10,7 +10,7 @@ from stream_vae.backends import in_chunks, padded
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import ENCODER, Release
 
-_SMALLEST = 16
+SMALLEST = 16
 """Rows that a graph always sees at least on a CPU: with very few rows ONNX Runtime takes other kernels, which
 round differently, and a redelivered alert must get the same bytes whatever batch it comes in."""
 _CUDA = "CUDAExecutionProvider"
@@ -122,7 +122,7 @@ class OnnxNetwork:
         """
         if self._rows is not None:
             return in_chunks(self._heads, stamps, self._rows)
-        z_mean, z_log_var = self._heads(padded(stamps, max(_SMALLEST, len(stamps))))
+        z_mean, z_log_var = self._heads(padded(stamps, max(SMALLEST, len(stamps))))
         return Codes(z_mean[: len(stamps)], z_log_var[: len(stamps)])
 
     def _heads(self, stamps: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -6,12 +6,11 @@ import numba
 import numpy as np
 
 from stream_vae.alert import Codes, FloatArray, Scores
-from stream_vae.backends.onnx import open_session
+from stream_vae.backends.onnx import SMALLEST, open_session
 from stream_vae.errors import ConfigError
 from stream_vae.model.release import REFERENCE, SCORER, Release
 from stream_vae.quality import Quality
 
-_SMALLEST = 16  # as in encode: one kernel for every batch size, so that redelivery gives the same bytes
 NEIGHBOURS = 5
 """Reference transients whose mean distance is published: one alone is at the mercy of a mislabelled anchor."""
 
@@ -90,7 +89,7 @@ class Scorer:
             nothing = np.full(rows, np.nan, np.float32)
             return nothing, nothing
         known = np.isfinite(codes.z_mean[:, 0])
-        padded = max(rows, _SMALLEST)
+        padded = max(rows, SMALLEST)
         z_mean = np.zeros((padded, codes.z_mean.shape[1]), np.float32)
         z_log_var = np.zeros_like(z_mean)
         z_mean[:rows][known] = codes.z_mean[known]

@@ -106,7 +106,6 @@ class ExactlyOnceSink(ProducingSink):
     ) -> None:
         super().__init__(settings, delivery, metrics, **options)
         self._ledger = ledger
-        self._usable = True
         self._doubtful = False
         self._hung = 0
         self._call_timeout_s = _CALL_TIMEOUT_S
@@ -137,8 +136,7 @@ class ExactlyOnceSink(ProducingSink):
         FatalError
             If another worker has our transactional id, or too many producers hang.
         """
-        if self._doubtful or not self._usable:
-            self._usable = False
+        if self._doubtful:
             self._renew()
             raise RetriableError("Transactions have a new producer now; what the old one left is read again.")
         batch = SentBatch(packets, outcomes)
@@ -236,7 +234,7 @@ class ExactlyOnceSink(ProducingSink):
                 assert self.source is not None, "the worker connects source and sink"
                 self.source.rewind()
                 return RetriableError(f"A transaction was aborted: {error}.")
-        self._usable = False
+        self._doubtful = True
         if isinstance(error, _HungError):
             self._call_timeout_s = min(2 * self._call_timeout_s, _LONGEST_CALL_TIMEOUT_S)
             self._count_hung(error)
@@ -270,7 +268,7 @@ class ExactlyOnceSink(ProducingSink):
         assert self.source is not None, "the worker connects source and sink"
         self.source.reopen()
         self._producer.poll(0)  # what it had to say before it found the brokers
-        self._usable, self._doubtful = True, False
+        self._doubtful = False
         log.info("transactions have a new producer")
 
     def settle(self, *, timeout_s: float = 0.0, everything: bool = False) -> None:

@@ -28,7 +28,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from stream_vae.runtime.group import Group  # noqa: E402
 from summary import Spread  # noqa: E402
-from topics import configure, delete  # noqa: E402
+from topics import configure  # noqa: E402
 
 from deployment import deploy  # noqa: E402
 from flow import running  # noqa: E402
@@ -125,7 +125,7 @@ def measure(kafka: Kafka, topic: str, folder: Path, options: argparse.Namespace,
             time.sleep(INTERVAL_S)
         if fleet.wait(RUN_TIMEOUT_S):
             raise SystemExit(fleet.text[-2000:])
-    delete(kafka, [deployment.output])
+    kafka.delete_topics([deployment.output])
     return _run(len(cores), seen, options.alerts)
 
 

@@ -14,7 +14,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka.admin import AdminClient
 from stream_vae.tools.audit import audit_of
 
 from chaos.backends import Redis, Releases
@@ -243,12 +242,9 @@ def _deployed(
 
 
 def _delete_topics(deployment: Deployment) -> None:
-    """Give the disk back: a minute of real alerts is a gigabyte."""
     section = deployment.settings.kafka
     topics = [deployment.input, section.output_topic, section.lite_topic, section.dead_letter_topic]
-    admin = AdminClient({"bootstrap.servers": deployment.kafka.bootstrap_servers})
-    for answer in admin.delete_topics([topic for topic in topics if topic]).values():
-        answer.result(60)
+    deployment.kafka.delete_topics(topic for topic in topics if topic)
 
 
 Windows = dict[str, list[tuple[float, float]]]
