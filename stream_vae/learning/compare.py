@@ -37,8 +37,8 @@ class View:
 
     Parameters
     ----------
-    z_mean : ndarray, shape (n, latent_size)
-        Posterior means.
+    z_mean, z_log_var : ndarray, shape (n, latent_size)
+        Posteriors.
     real_score : ndarray, shape (n,)
         NaN without a scorer.
     squared_error : ndarray of shape (n,), or None
@@ -46,6 +46,7 @@ class View:
     """
 
     z_mean: Array
+    z_log_var: Array
     real_score: Array
     squared_error: Array | None
 
@@ -124,15 +125,17 @@ def look(release: Release, stamps: Array) -> View:
     """
     encoder, scorer = Encoder(release), Scorer(release)
     decoder = Reconstructor(release) if release.path(DECODER) else None
-    z_mean, real_score, error = [], [], []
+    z_mean, z_log_var, real_score, error = [], [], [], []
     for start in range(0, len(stamps), _AT_A_TIME):
         some = np.ascontiguousarray(stamps[start : start + _AT_A_TIME])
         codes = encoder.run(some)
         z_mean.append(codes.z_mean)
+        z_log_var.append(codes.z_log_var)
         real_score.append(scorer.score(codes).real_score)
         if decoder is not None:
             error.append(np.square(decoder.reconstruct(codes.z_mean) - some).sum(axis=(1, 2, 3)))
-    return View(np.concatenate(z_mean), np.concatenate(real_score), np.concatenate(error) if error else None)
+    squared_error = np.concatenate(error) if error else None
+    return View(np.concatenate(z_mean), np.concatenate(z_log_var), np.concatenate(real_score), squared_error)
 
 
 def compare(a: Release, b: Release, *, data: str | None = None, survey: str | None = None) -> Comparison:

@@ -106,7 +106,9 @@ def assign(variables: list[Any], values: list[NDArray[Any]]) -> None:
         variable.assign(value)
 
 
-def fingerprint(recipe: Recipe, data: StampSet, train_rows: NDArray[Any], validation_rows: NDArray[Any]) -> str:
+def fingerprint(
+    recipe: Recipe, data: StampSet, train_rows: NDArray[Any], validation_rows: NDArray[Any], base: str = ""
+) -> str:
     """Say in one string what decides a fit: the recipe and the stamps.
 
     Parameters
@@ -117,6 +119,8 @@ def fingerprint(recipe: Recipe, data: StampSet, train_rows: NDArray[Any], valida
         By the digest in its snapshot.
     train_rows, validation_rows : ndarray of int
         By their numbers.
+    base : str
+        The release that the fit goes on from; empty if it begins anew.
 
     Returns
     -------
@@ -124,12 +128,16 @@ def fingerprint(recipe: Recipe, data: StampSet, train_rows: NDArray[Any], valida
         JSON with one entry for the recipe and one for the data.
     """
     chosen = recipe.model_dump(mode="json", exclude={"name", "description", "scorer"})
+    if not base:
+        del chosen["retrain"]  # has no say
     digest = hashlib.sha256()
     for rows in (train_rows, validation_rows):
         for i in range(0, len(rows), _HASHED_ROWS):
             digest.update(np.asarray(rows[i : i + _HASHED_ROWS], np.int64).tobytes())
     stamps = data.snapshot.get("sha256", f"{data.stamps.shape}")
-    return json.dumps({"recipe": chosen, "data": f"{stamps} {data.added} {digest.hexdigest()}"}, sort_keys=True)
+    return json.dumps(
+        {"recipe": chosen, "data": f"{stamps} {data.added} {digest.hexdigest()} {base}".rstrip()}, sort_keys=True
+    )
 
 
 class Checkpoint:

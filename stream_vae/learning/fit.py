@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
 from stream_vae.learning.batches import Batches, inputs_of, orientations
+from stream_vae.learning.continuation import Incumbent, continued, going_on, released
 from stream_vae.learning.course import Checkpoint, Course, assign, fingerprint
 from stream_vae.learning.data.stamps import StampSet
 from stream_vae.learning.progress import Reporter, silent
@@ -173,6 +174,7 @@ def fit_model(
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
+    incumbent: Incumbent | None = None,
     report: Reporter = silent,
 ) -> Fit:
     """Fit the recipe's model; stop when the validation loss no longer falls.
@@ -193,6 +195,8 @@ def fit_model(
         Folder that gets the state after every epoch.
     resume : bool
         Go on from what is there; without anything there, begin.
+    incumbent : Incumbent, optional
+        Begin as this release, hold the codes to it, and go by the recipe's section `retrain`.
     report : Reporter
         Told after each epoch, and every few seconds in a long one.
 
@@ -204,14 +208,16 @@ def fit_model(
     Raises
     ------
     ConfigError
-        If the loss stops being finite, the recipe needs noise maps that the stamps have not, or the checkpoint is
-        another recipe's or another run's.
+        If the loss stops being finite, the recipe needs noise maps that the stamps have not, the checkpoint is
+        another recipe's or another run's, or the recipe's model is another than the incumbent's.
     """
     keras.utils.set_random_seed(recipe.seed)
+    base = "" if incumbent is None else incumbent.id
+    recipe = recipe if incumbent is None else going_on(recipe)
     section, inputs = recipe.fit, model_inputs(recipe)
     if resume and checkpoint is None:
         raise ConfigError("--resume has nothing to go on from.", remedy="Name the folder with --checkpoint DIR.")
-    saved = Checkpoint(checkpoint, fingerprint(recipe, data, train_rows, validation_rows)) if checkpoint else None
+    saved = Checkpoint(checkpoint, fingerprint(recipe, data, train_rows, validation_rows, base)) if checkpoint else None
     if saved is not None and saved.exists and not resume:
         raise ConfigError(
             f"{checkpoint} holds the checkpoint of an earlier run.",
@@ -219,7 +225,9 @@ def fit_model(
         )
     steps = max(1, len(train_rows) // min(section.batch_size, len(train_rows)))
     model = new_model(recipe, steps_per_epoch=steps)
-    if recipe.model.linear_start == "pca":
+    if incumbent is not None:
+        model = continued(model, incumbent, distillation=recipe.retrain.distillation)
+    elif recipe.model.linear_start == "pca":
         _start_linear(model, data, train_rows, recipe.seed)
     together = min(steps, batches_together(section.batch_size, data.stamps[:1].nbytes))
     compile_model(model, recipe, steps=steps * section.epochs, together=together)
@@ -249,7 +257,7 @@ def fit_model(
         )
     assign(model.variables, course.best)
     report("fit", section.epochs, section.epochs)
-    return Fit(model, course.history, course.best_epoch, course.seconds)
+    return Fit(released(model), course.history, course.best_epoch, course.seconds)
 
 
 def compile_model(model: Autoencoder, recipe: Recipe, *, steps: int, together: int = 1) -> None:

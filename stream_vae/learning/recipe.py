@@ -143,6 +143,17 @@ class ScorerSection(_Section):
         return self
 
 
+class RetrainSection(_Section):
+    """How a fit goes on from a release that is served."""
+
+    epochs: int = Field(default=12, ge=1)
+    patience: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
+    distillation: float = Field(default=1.0, ge=0.0, le=1e4)
+    """Nats charged for each nat by which a posterior diverges from the incumbent's, on stamps that it knows the like
+    of; 0 lets codes drift."""
+
+
 class Recipe(_Section):
     """Everything that decides a training run, apart from the data themselves."""
 
@@ -157,6 +168,7 @@ class Recipe(_Section):
     loss: LossSection = LossSection()
     fit: FitSection = FitSection()
     scorer: ScorerSection = ScorerSection()
+    retrain: RetrainSection = RetrainSection()
 
     @model_validator(mode="after")
     def _suits_the_model(self) -> "Recipe":

@@ -25,6 +25,7 @@ def write_reference(
     real_z_mean: Array,
     real_z_log_var: Array,
     real_score: Array,
+    space: tuple[Array, Array] | None = None,
     seed: int,
 ) -> None:
     """Write the reference of the training part.
@@ -41,6 +42,8 @@ def write_reference(
         Codes of known real transients.
     real_score : ndarray, shape (n,)
         Their scores.
+    space : tuple of ndarray, optional
+        Stamps and codes that the first release of this latent space left, handed on; absent: this is the first.
     seed : int
         Of the choice of samples.
     """
@@ -51,6 +54,8 @@ def write_reference(
     anchors = _some(np.arange(len(z_mean)), ANCHOR_STAMPS, random)
     real = _some(np.arange(len(real_z_mean)), REAL_ANCHORS, random)
     mean, components = principal_components(stamps, z_mean.shape[1])
+    own = stamps[anchors].astype(np.float16), z_mean[anchors]
+    space_stamps, space_z_mean = own if space is None else space
     np.savez(
         path,
         real_z_mean=real_z_mean[real],
@@ -60,8 +65,10 @@ def write_reference(
         novelty_quantiles=np.quantile(distance, np.linspace(0.0, 1.0, 1001)).astype(np.float32),
         z_mean=z_mean[sample],
         real_score=real_score[sample],
-        stamps=stamps[anchors].astype(np.float16),
-        stamps_z_mean=z_mean[anchors],
+        stamps=own[0],
+        stamps_z_mean=own[1],
+        space_stamps=space_stamps.astype(np.float16),
+        space_z_mean=space_z_mean,
         pca_mean=mean,
         pca_components=components,
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
 from stream_vae.learning.classifier import Posterior, Scorer, fit_scorer
+from stream_vae.learning.continuation import incumbent_of
 from stream_vae.learning.course import write_history
 from stream_vae.learning.data.source import open_source, simulated
 from stream_vae.learning.data.split import Split, split_by_group, split_by_hash
@@ -25,8 +26,9 @@ from stream_vae.learning.recipe import Recipe, load_recipe
 from stream_vae.learning.reference import write_reference
 from stream_vae.learning.report import write_report
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, measure_scores, study_of
-from stream_vae.model.release import REFERENCE, ReleaseCard
-from stream_vae.model.store import ReleaseStore, write_release
+from stream_vae.learning.succession import MAPPING, Continuity, Succession, space_of
+from stream_vae.model.release import REFERENCE, Release, ReleaseCard
+from stream_vae.model.store import ReleaseStore, draft_card, space_named_after
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class _Job:
     split: Split
     store: ReleaseStore
     report: Reporter
+    succession: Succession | None = None
+    go_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def train(
     checkpoint: Path | None = None,
     resume: bool = False,
     scratch: Path | None = None,
+    succession: Succession | None = None,
+    go_on: bool = False,
     progress: bool = True,
 ) -> ReleaseCard:
     """Train a model and write it to a store as a release.
@@ -112,6 +118,10 @@ def train(
         Go on from that state.
     scratch : Path, optional
         Where a set too large for memory is kept while training; absent: the system's folder for temporary files.
+    succession : Succession, optional
+        What the release is to be held against: the verdict, and whether codes may be compared, go into its card.
+    go_on : bool
+        Begin as the incumbent of `succession` and hold the codes to it.
     progress : bool
         Show bars on a terminal, log lines elsewhere.
 
@@ -140,7 +150,7 @@ def train(
         place = Path(name)
         source = _open(recipe, data, survey, labels, report)
         stamps = _read(recipe, source, report, added=_added(recipe, source, report), spool=place)
-        job = _Job(recipe, stamps, _split(recipe, stamps, place), store, report)
+        job = _Job(recipe, stamps, _split(recipe, stamps, place), store, report, succession, go_on)
         card = _train(job, checkpoint, resume=resume)
     if promote:
         store.promote(card.id, reason="trained with --promote")
@@ -206,31 +216,75 @@ def _train(job: _Job, checkpoint: Path | None, *, resume: bool) -> ReleaseCard:
     recipe, data, split = job.recipe, job.data, job.split
     labelled = _labelled(job)
     rows = balanced(split.train, len(data) - data.added)
-    fit = fit_model(recipe, data, rows, split.validation, checkpoint=checkpoint, resume=resume, report=job.report)
+    following = job.succession if job.go_on else None
+    fit = fit_model(
+        recipe,
+        data,
+        rows,
+        split.validation,
+        checkpoint=checkpoint,
+        resume=resume,
+        incumbent=incumbent_of(following.incumbent, following.first) if following else None,
+        report=job.report,
+    )
     scorer, prior = _fit_scorer(recipe, fit, labelled, job.report)
     run = _Run(recipe, data, split, labelled, fit, scorer, prior)
     with tempfile.TemporaryDirectory(prefix="stream-vae-train-") as name:
-        return _release(run, job.store, Path(name))
+        return _release(run, job.store, Path(name), job.succession)
 
 
-def _release(run: _Run, store: ReleaseStore, folder: Path) -> ReleaseCard:
+def _release(run: _Run, store: ReleaseStore, folder: Path, succession: Succession | None) -> ReleaseCard:
     recipe, fit = run.recipe, run.fit
     export_networks(folder, fit.model, run.scorer, run.data.take(run.split.test[:256]))
-    _write_reference(folder / REFERENCE, run)
+    place = _place(run, succession, folder)
+    _write_reference(folder / REFERENCE, run, place.space_anchors)
     study = _study(run, folder / REFERENCE)
     metrics = measure(study) | {"score": _score_metrics(run), "fit": _describe_fit(fit)}
     write_report(folder / "report", study, metrics, title=f"Recipe {recipe.name}", history=fit.history)
     write_history(folder / "report" / "history.csv", fit.history)
-    return write_release(
-        store,
+    draft = draft_card(
         folder,
         name=recipe.name,
         latent_size=recipe.model.latent_size,
+        latent_space=place.space,
         recipe=recipe.model_dump(mode="json"),
         data=run.data.snapshot | {"split": _describe_split(run.split), "added_simulated": run.data.added},
         metrics=metrics,
         preprocessing=recipe.preprocessing,
     )
+    if succession is not None and place.continuity is not None:
+        verdict = succession.judge(Release(draft, folder)).document() | {
+            "incumbent": succession.incumbent.id,
+            "continuity": place.continuity.document(),
+        }
+        draft = draft.model_copy(update={"metrics": metrics | {"verdict": verdict}})
+    return store.publish(folder, draft)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a release's codes live."""
+
+    space: str
+    continuity: Continuity | None = None
+    space_anchors: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    """Handed on from the first release of the space; None if this is the first."""
+
+
+def _place(run: _Run, succession: Succession | None, folder: Path) -> _Place:
+    own = space_named_after(folder)
+    if succession is None:
+        return _Place(own)
+
+    def encode_means(stamps: NDArray[np.float32]) -> NDArray[np.float32]:
+        return encode(run.fit.model, stamps)[0]
+
+    found = succession.continuity(encode_means)
+    if found.same:
+        return _Place(succession.incumbent.card.latent_space, found, space_of(succession.incumbent))
+    log.warning("the codes are in a new latent space, %s: %s.", own, found.reason)
+    succession.write_mapping(folder / MAPPING, encode_means, space=own)
+    return _Place(own, found)
 
 
 def _split(recipe: Recipe, data: StampSet, place: Path | None = None) -> Split:
@@ -275,9 +329,9 @@ def balanced(rows: NDArray[np.int64], own: int) -> NDArray[np.int64]:
 def _labelled(job: _Job) -> _Labelled:
     """Choose what the scorer learns from: the data's own labels, or simulated stamps if it has none."""
     recipe, data, split = job.recipe, job.data, job.split
-    name, kind = data.snapshot["name"], data.snapshot["kind"]
+    name = data.snapshot["name"]
     known = {label for label, count in ((REAL, "real"), (BOGUS, "bogus")) if data.snapshot[count] > 0}
-    if recipe.scorer.positive_unlabelled and kind != "reservoir":  # which never has labels
+    if recipe.scorer.positive_unlabelled:
         check_labels(data.snapshot["real"], data.snapshot["unlabelled"], name)
         return _Labelled(data, split, _UNLABELLED_TOO)
     if known == {REAL, BOGUS}:
@@ -348,7 +402,7 @@ def _score_metrics(run: _Run) -> dict[str, Any]:
     return origin | measure_scores(score, test.real)
 
 
-def _write_reference(path: Path, run: _Run) -> None:
+def _write_reference(path: Path, run: _Run, space: tuple[NDArray[np.float32], NDArray[np.float32]] | None) -> None:
     own = len(run.data) - run.data.added  # drift and novelty are measured from the data, not from the simulation
     rows = run.split.train
     rows = rows[: np.searchsorted(rows, own)]
@@ -364,6 +418,7 @@ def _write_reference(path: Path, run: _Run) -> None:
         real_z_mean=known.z_mean[known.real],
         real_z_log_var=known.z_log_var[known.real],
         real_score=run.scorer.score(z_mean, z_log_var)[0],
+        space=space,
         seed=run.recipe.seed,
     )
 

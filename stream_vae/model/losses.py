@@ -124,6 +124,27 @@ def excess_variance(stamps: Tensor, reconstructions: Tensor, noise: Tensor) -> T
     return ops.sum(ops.where(known, excess, 0.0)) / count
 
 
+def divergence(z_mean: Tensor, z_log_var: Tensor, other_mean: Tensor, other_log_var: Tensor) -> Tensor:
+    """Divergence of diagonal Gaussians from others: KL(N(z_mean, .) || N(other_mean, .)), in closed form.
+
+    Parameters
+    ----------
+    z_mean, z_log_var : tensor, shape (n, latent_size)
+        The ones.
+    other_mean, other_log_var : tensor, shape (n, latent_size)
+        The others.
+
+    Returns
+    -------
+    tensor, shape (n,)
+        In nats.
+    """
+    ops = keras.ops
+    ratio = z_log_var - other_log_var
+    apart = ops.square(z_mean - other_mean) * ops.exp(-other_log_var)
+    return 0.5 * ops.sum(ops.exp(ratio) + apart - 1.0 - ratio, axis=-1)
+
+
 def kl_per_unit(z_mean: Tensor, z_log_var: Tensor) -> Tensor:
     """Divergence of each unit's posterior N(z_mean, exp(z_log_var)) from the standard normal prior.
 

@@ -257,7 +257,7 @@ class ReleaseStore:
         return target
 
     def publish(self, folder: Path, card: ReleaseCard) -> ReleaseCard:
-        """Put a finished folder into the store; the card goes last, so half a release is never seen.
+        """Put a finished folder into the store; half a release is never seen.
 
         Parameters
         ----------
@@ -278,22 +278,22 @@ class ReleaseStore:
         RetriableError
             If the store cannot be written.
         """
-        files = {
-            path.relative_to(folder).as_posix(): sha256(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder).as_posix() != CARD
-        }
+        files = _digests(folder)
         card = _checked(card.model_dump() | {"files": files}).named()
-        target = self._root / "releases" / card.id
+        releases = self._root / "releases"
+        # Where a folder can be renamed it comes to be in one step; elsewhere its card does, and comes last.
+        place = releases / (f".{card.id}.part" if self._local else card.id)
         try:
             for name in files:
-                self._fs.makedirs(str((target / name).parent), exist_ok=True)
-                self._fs.put_file(str(folder / name), str(target / name))
-            self._write(target / CARD, card.model_dump_json(indent=2).encode())
+                self._fs.makedirs(str((place / name).parent), exist_ok=True)
+                self._fs.put_file(str(folder / name), str(place / name))
+            self._write(place / CARD, card.model_dump_json(indent=2).encode())
+            if self._local:
+                Path(str(place)).replace(str(releases / card.id))
             self.record("created", card.id)
         except OSError as error:
             if self._local:
-                shutil.rmtree(str(target), ignore_errors=True)
+                shutil.rmtree(str(place), ignore_errors=True)
             raise RetriableError(
                 f"Release {card.id} cannot be written to {self.url}: {error}.", remedy="Nothing of it was kept."
             ) from error
@@ -445,16 +445,8 @@ def write_release(
         Where to.
     folder : Path
         Holds at least ``encoder.onnx`` and ``reference.npz``.
-    name : str
-        Begins the id; usually the recipe's name.
-    latent_size : int
-        Length of a latent vector.
-    latent_space : str, optional
-        The space that the codes live in; absent: a new one, named after the encoder's digest.
-    recipe, data, metrics : Mapping
-        What it was made with and from, and how good it is; plain JSON values.
-    preprocessing : Preprocessing
-        How stamps were prepared.
+    name, latent_size, latent_space, recipe, data, metrics, preprocessing : object
+        See `draft_card`.
 
     Returns
     -------
@@ -468,24 +460,98 @@ def write_release(
     RetriableError
         If the store cannot be written.
     """
+    card = draft_card(
+        folder,
+        name=name,
+        latent_size=latent_size,
+        latent_space=latent_space,
+        recipe=recipe,
+        data=data,
+        metrics=metrics,
+        preprocessing=preprocessing,
+    )
+    return store.publish(folder, card)
+
+
+def draft_card(
+    folder: Path,
+    *,
+    name: str,
+    latent_size: int,
+    latent_space: str | None = None,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    preprocessing: Preprocessing,
+) -> ReleaseCard:
+    """Make the card of a release that is not in a store yet.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds at least ``encoder.onnx`` and ``reference.npz``.
+    name : str
+        Begins the id; usually the recipe's name.
+    latent_size : int
+        Length of a latent vector.
+    latent_space : str, optional
+        The space that the codes live in; absent: a new one, see `space_named_after`.
+    recipe, data, metrics : Mapping
+        What it was made with and from, and how good it is; plain JSON values.
+    preprocessing : Preprocessing
+        How stamps were prepared.
+
+    Returns
+    -------
+    ReleaseCard
+        With the digests of the files that are there, and without an id.
+
+    Raises
+    ------
+    ConfigError
+        If a required file is missing, or a name is not fit for a folder.
+    """
     for required in REQUIRED:
         if not (folder / required).is_file():
             raise ConfigError(f"{folder} has no {required}: it is no release.")
-    card = _checked(
+    return _checked(
         {
             "name": name,
             "created_at": _now(),
-            "latent_space": latent_space or f"space-{sha256(folder / ENCODER)[:12]}",
+            "latent_space": latent_space or space_named_after(folder),
             "latent_size": latent_size,
             "recipe": dict(recipe),
             "data": dict(data),
             "metrics": dict(metrics),
             "preprocessing": preprocessing,
             "stream_vae_version": __version__,
-            "files": {},
+            "files": _digests(folder),
         }
     )
-    return store.publish(folder, card)
+
+
+def space_named_after(folder: Path) -> str:
+    """Name a latent space after the first encoder in it.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``encoder.onnx``.
+
+    Returns
+    -------
+    str
+        With a digest.
+    """
+    return f"space-{sha256(folder / ENCODER)[:12]}"
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != CARD
+    }
 
 
 def _checked(values: Mapping[str, Any]) -> ReleaseCard:
