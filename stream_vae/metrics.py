@@ -29,7 +29,7 @@ from stream_vae.quality import UNSCOREABLE, Quality
 
 log = logging.getLogger("stream_vae.dead_letter")
 
-STAGES = ("decode", "stamp", "encode", "observe", "score", "enrich", "publish")
+STAGES = ("decode", "stamp", "encode", "score", "observe", "enrich", "publish")
 _PARTITION = ("survey", "topic", "partition")
 
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import redis
 
-from stream_vae.alert import Alert, FloatArray
+from stream_vae.alert import Alert, Codes, FloatArray, Scores
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
 from stream_vae.reservoir import Answer, Reservoir, layout_error
@@ -125,7 +125,7 @@ class Offering:
         self._thread = threading.Thread(target=self._run, name="reservoir", daemon=True)
         self._thread.start()
 
-    def observe(self, alerts: Sequence[Alert], stamps: Stamps) -> None:
+    def observe(self, alerts: Sequence[Alert], stamps: Stamps, codes: Codes, scores: Scores) -> None:  # noqa: ARG002
         """Offer the scoreable stamps of a batch; the pipeline calls this.
 
         Parameters
@@ -134,6 +134,10 @@ class Offering:
             One a row.
         stamps : Stamps
             As they were encoded.
+        codes : Codes
+            Not used.
+        scores : Scores
+            Not used.
         """
         scoreable = stamps.scoreable
         if scoreable.all():
