@@ -16,6 +16,7 @@ from stream_vae.model.store import ReleaseStore
 from stream_vae.pipeline import Stages
 from stream_vae.reservoir import Reservoir, address, connect
 from stream_vae.runtime.offering import TIMEOUT_S, Offering
+from stream_vae.sampling import CAPACITY_SETTINGS, Capacities
 from stream_vae.settings import KafkaSettings, RegistrySettings, Settings
 from stream_vae.stages.decode import Decoder
 from stream_vae.stages.encode import Encoder
@@ -126,7 +127,10 @@ def decoder_of(settings: Settings, registry: SchemaSource | None) -> Decoder:
         frames = FrameReader(framing=framing, schemas=registry, schema=schema, limits=limits)
     except RejectedAlertError as error:
         raise ConfigError(f"kafka.schema_file = {settings.kafka.schema_file} is no record schema: {error}.") from error
-    return Decoder(frames, profile_of(settings), limits)
+    section = settings.reservoir
+    return Decoder(
+        frames, profile_of(settings), limits, solar_system=section.url is not None and section.known_capacity > 0
+    )
 
 
 def stages_of(
@@ -213,7 +217,24 @@ def reservoir_of(settings: Settings, *, timeout_s: float = 10.0) -> Reservoir:
         )
     url = settings.reservoir.url.get_secret_value()
     client = connect(url, timeout_s=timeout_s, ca_file=settings.reservoir.ca_file)
-    return Reservoir(client, profile_of(settings).name, where=address(url))
+    capacity = settings.reservoir.anchor_capacity
+    return Reservoir(client, profile_of(settings).name, where=address(url), anchor_capacity=capacity)
+
+
+def capacities_of(settings: Settings) -> Capacities:
+    """Return how many stamps the reservoir may keep.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``[reservoir]``.
+
+    Returns
+    -------
+    Capacities
+        By stratum.
+    """
+    return Capacities._make(getattr(settings.reservoir, name) for name in CAPACITY_SETTINGS)
 
 
 def offering_of(settings: Settings, release: Release, metrics: Metrics) -> Offering | None:
@@ -241,7 +262,14 @@ def offering_of(settings: Settings, release: Release, metrics: Metrics) -> Offer
     if settings.reservoir.url is None:
         return None
     reservoir = reservoir_of(settings, timeout_s=TIMEOUT_S)
-    return Offering(reservoir, release.card.preprocessing, settings.reservoir.capacity, metrics)
+    return Offering(
+        reservoir,
+        release.card.preprocessing,
+        capacities_of(settings),
+        metrics,
+        profile=profile_of(settings),
+        recent_days=settings.reservoir.recent_days,
+    )
 
 
 def release_of(settings: Settings) -> Release:

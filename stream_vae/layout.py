@@ -23,6 +23,7 @@ _KINDS = {
     "band": _TEXT,
     **dict.fromkeys(_SHAPE, _INTEGER),
     **dict.fromkeys(("solar_system.object_id", "solar_system.name"), _TEXT),
+    "injection.injected": _NUMBER | _TEXT | {Kind.BOOLEAN},
 }
 """What may stand behind a name, null apart; a number where nothing is said. A field of another type is no field."""
 
@@ -39,7 +40,8 @@ class Layout:
     limits : Limits
         Bounds on what one record may cost.
     solar_system : bool
-        Find the profile's section of that name too, its fields as `solar_system.name`: for labels, not for serving.
+        Find the profile's section of that name too, its fields as `solar_system.name`: for labels, not for scores.
+        Its section on injection, if any, is always found, as `injection.injected`.
 
     Raises
     ------
@@ -141,4 +143,6 @@ def _wanted(profile: Profile, *, solar_system: bool) -> dict[str, tuple[str, ...
     cutouts = {name: profile.cutouts.paths(name) for name in CUTOUTS}
     asked = profile.solar_system if solar_system else None
     more = {} if asked is None else {f"solar_system.{name}": getattr(asked, name) for name in SolarSystem.model_fields}
+    if profile.injection is not None:
+        more["injection.injected"] = profile.injection.injected
     return fields | cutouts | {name: getattr(profile.cutouts, name) for name in _SHAPE} | more

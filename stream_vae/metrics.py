@@ -29,7 +29,7 @@ from stream_vae.quality import UNSCOREABLE, Quality
 
 log = logging.getLogger("stream_vae.dead_letter")
 
-STAGES = ("decode", "stamp", "encode", "observe", "score", "enrich", "publish")
+STAGES = ("decode", "stamp", "encode", "score", "observe", "enrich", "publish")
 _PARTITION = ("survey", "topic", "partition")
 
 
@@ -99,7 +99,14 @@ class Metrics:
         self.reservoir_dropped = counter(
             "reservoir_dropped_total", "Stamps that could have entered and were not sent or not taken", ("reason",)
         )
+        self.reservoir_lost = counter(
+            "reservoir_lost_total", "Times that a reservoir with stamps in it was found empty"
+        )
         self.reservoir_stamps = gauge("reservoir_stamps", "Stamps in the reservoir, by its last answer")
+        self.reservoir_stratum_stamps = gauge(
+            "reservoir_stratum_stamps", "Stamps in each stratum of the reservoir, by its last answer", ("stratum",)
+        )
+        self.reservoir_waiting = gauge("reservoir_waiting_alerts", "Labelled alerts whose stamp is wanted")
         self.reservoir_circuit_open = gauge("reservoir_circuit_open", "1 while Redis is left alone after a failure")
 
         self.assigned = gauge("assigned_partitions", "Partitions that this worker consumes")

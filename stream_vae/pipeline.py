@@ -10,7 +10,7 @@ source and the sink, and `stream_vae.runtime.worker` runs the loop between them.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stream_vae.alert import Alert, Outcome, Packet, Rejected
+from stream_vae.alert import Alert, Codes, Outcome, Packet, Rejected, Scores
 from stream_vae.errors import Reason
 from stream_vae.metrics import Metrics
 from stream_vae.stages.dead_letter import dead_letter
@@ -31,8 +31,8 @@ class Stages:
     scorer: Scorer
     enricher: Enricher
     dead_letter_topic: str
-    observe: Callable[[Sequence[Alert], Stamps], None] | None = None
-    """Shown the stamps of each batch once they are encoded; must neither wait nor raise."""
+    observe: Callable[[Sequence[Alert], Stamps, Codes, Scores], None] | None = None
+    """Shown the stamps, codes and scores of each batch; must neither wait nor raise."""
 
 
 def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> list[Outcome]:
@@ -63,11 +63,11 @@ def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> lis
         stamps = stages.stamper.cut(alerts)
     with metrics.stage("encode"):
         codes, stamps, poison = stages.encoder.encode(stamps)
-    if stages.observe is not None:
-        with metrics.stage("observe"):
-            stages.observe(alerts, stamps)
     with metrics.stage("score"):
         scores = stages.scorer.score(codes)
+    if stages.observe is not None:
+        with metrics.stage("observe"):
+            stages.observe(alerts, stamps, codes, scores)
     quality = stamps.quality | stages.scorer.flag
     with metrics.stage("enrich"):
         results = stages.enricher.enrich(alerts, codes, scores, quality)

@@ -1,105 +1,100 @@
-"""A uniform sample of the stamps that were ever scored, kept in Redis or Valkey to train on.
+"""Samples of the stamps that were ever scored, and the stamps that have labels, in Redis or Valkey to train on.
 
-One stratum of bottom-k sampling by a keyed hash: every alert has a rank that its id alone decides, and the k
-smallest ranks stay. So an alert that is delivered twice counts once, any number of workers may offer in any order,
-and the union of two reservoirs of one survey is again a reservoir. Nothing is ever unpickled: a record is a
-float32 scale and float16 pixels.
+Strata of bottom-k sampling, each with a capacity of its own:
+
+``uniform``
+    of all alerts that there ever were, with equal chances;
+``recent``
+    of all, with chances that decay exponentially with their age;
+``rare``
+    of all, with chances that grow with their novelty;
+``known``
+    of those that label themselves: known asteroids, injected sources;
+``anchors``
+    no sample: every stamp that somebody labelled, for good.
+
+Every alert has a rank in a stratum that its id, time and novelty decide, and the k smallest ranks stay. So an alert
+that is delivered twice counts once, any number of workers may offer in any order, and the union of two reservoirs of
+one survey is again a reservoir. Nothing is ever unpickled: a record is a fixed header and float16 pixels, a label
+a line of JSON.
 
 Keys, all in one hash slot, for one survey::
 
-    {vae}:<survey>:meta             hash: layout, capacity, preprocessing and its digest
-    {vae}:<survey>:uniform:ranks    sorted set: alert id -> rank
-    {vae}:<survey>:uniform:stamps   hash: alert id -> record
+    {vae}:<survey>:meta             hash: layout, name, capacities, preprocessing and its digest, counters
+    {vae}:<survey>:stamps           hash: alert id -> record, once for all strata
+    {vae}:<survey>:labels           hash: alert id -> labels, one JSON object a line
+    {vae}:<survey>:waiting          sorted set: labelled alerts whose stamp never came -> since when
+    {vae}:<survey>:<stratum>:ranks  sorted set: alert id -> rank
 
-`stream_vae.sampling` has the ranks and the records; `stream_vae.runtime.offering` sends in the background. Not here
-yet: strata for recent, rare and labelled alerts, and a client for Redis Cluster.
+`stream_vae.sampling` has the ranks and the records; `stream_vae.runtime.offering` sends in the background.
 
 References
 ----------
 Cohen & Kaplan 2007, Summarizing data using bottom-k sketches (sampling, and the estimate of how many were seen).
 """
 
-import hashlib
 import json
+import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
+from time import time
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from stream_vae.alert import FloatArray
-from stream_vae.errors import ConfigError
+from stream_vae.errors import ConfigError, RetriableError
+from stream_vae.labels.label import REAL, UNKNOWN, Label, LabelError, Provenance, parse_record
+from stream_vae.labels.table import LabelTable
 from stream_vae.model.release import Preprocessing
-from stream_vae.sampling import RANKS, canonical, damaged, digest_of, shape_of, unpack
+from stream_vae.redis_client import address, answering, connect
+from stream_vae.reservoir_scripts import LAYOUT, Answer, Batch, Script, layout_error, parse_answer
+from stream_vae.sample import Sample
+from stream_vae.sampling import (
+    ANCHORS,
+    KNOWN,
+    LABEL_BYTES,
+    LONGEST_ID,
+    PRECEDENCE,
+    PROVENANCES,
+    RANKS,
+    SAMPLED,
+    STRATA,
+    UNIFORM,
+    Capacities,
+    Heads,
+    canonical,
+    damaged,
+    digest_of,
+    record_bytes,
+    shape_of,
+    unpack,
+    unpack_heads,
+    waiting_most,
+)
 
-LAYOUT = "1"
-"""Of the keys and records above; another version's are refused, never guessed at."""
+__all__ = ["LAYOUT", "Answer", "Batch", "Reservoir", "Sample", "Stats", "address", "connect", "layout_error"]
+
+LONGEST_LABEL = 4096
+"""Bytes of a label as JSON."""
 _AT_A_TIME = 512
-_UNKNOWN = -1
+_SETS = (ANCHORS, *SAMPLED)
+"""The sorted sets in the order of the scripts."""
 
-Status = Literal["ok", "layout", "preprocessing"]
-
-
-class Answer(NamedTuple):
-    """What Redis says to an offer."""
-
-    status: Status
-    """``ok``, or what of the keys does not fit; then nothing was written."""
-    found: str = ""
-    """The layout or the digest of the preprocessing that is there instead."""
-    size: int = 0
-    capacity: int = 0
-    """In force: the smallest that was ever asked for since the last `Reservoir.clear`."""
-    threshold: int = RANKS
-    """Alerts of this rank and above cannot enter any more."""
-    entered: int = 0
+Outcome = Literal["anchored", "added", "repeated", "waiting", "full"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Stamps drawn from a reservoir.
+class Stratum(NamedTuple):
+    """How full one stratum is."""
 
-    Parameters
-    ----------
-    stamps : ndarray, shape (n, size, size, channels)
-        Scaled, float32 with the precision of float16.
-    alert_ids : tuple of str
-        One a stamp.
-    preprocessing : Preprocessing
-        How they were prepared.
-    """
-
-    stamps: FloatArray
-    alert_ids: tuple[str, ...]
-    preprocessing: Preprocessing
-
-    def save(self, path: Path) -> None:
-        """Write a file that ``--data`` takes.
-
-        Parameters
-        ----------
-        path : Path
-            The .npz: `stamps`, `labels` (all -1: unknown) and `alert_ids`.
-
-        Raises
-        ------
-        ConfigError
-            If it cannot be written.
-        """
-        labels = np.full(len(self.stamps), _UNKNOWN, np.int8)
-        ids = np.array(self.alert_ids, dtype=np.str_)
-        try:
-            with path.open("wb") as file:
-                np.savez(file, stamps=self.stamps, labels=labels, alert_ids=ids)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written: {error.strerror}.", remedy="Name another file.") from error
+    stratum: str
+    stamps: int
+    capacity: int
+    seen: int | None
+    """Alerts that it is a sample of: counted until it is full, then estimated within about 1 / sqrt(capacity). None
+    for a full one whose chances are not equal, and for anchors, which are no sample."""
+    memory_bytes: int
+    """Of its ranks; records are held once for all strata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,81 +102,35 @@ class Stats:
     """How full a reservoir is."""
 
     survey: str
-    stratum: str
     stamps: int
+    """In all strata, each once."""
     capacity: int | None
-    """None where nothing was ever offered."""
+    """Of the uniform stratum; None where nothing was ever offered."""
     seen: int
-    """Alerts that it is a sample of: counted until it is full, then estimated within about 1 / sqrt(capacity)."""
+    """Alerts that the uniform stratum is a sample of."""
     memory_bytes: int
-    """What Redis says that the keys take."""
+    """What Redis says that all keys take."""
     preprocessing: dict[str, Any] | None
+    strata: tuple[Stratum, ...]
+    labels: dict[str, dict[int, int]]
+    """How many, by provenance and label; those of known alerts among them."""
+    conflicts: int
+    """Alerts that some labels call real and others bogus."""
+    waiting: int
+    """Labelled alerts whose stamp never came."""
+    refused: int
+    """Labels for which there was no room."""
 
 
-def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
-    """Make a client that gives up soon and never tries again by itself; nothing is sent yet.
+class Merged(NamedTuple):
+    """What became of another reservoir's content."""
 
-    Parameters
-    ----------
-    url : str
-        ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user and password if need be.
-    timeout_s : float
-        Of connecting and of each answer.
-    ca_file : Path, optional
-        PEM file of the authority that signed the server's certificate; absent: the well-known ones.
-
-    Returns
-    -------
-    redis.Redis
-        Safe to use from several threads.
-
-    Raises
-    ------
-    ConfigError
-        If the URL is none, or the file is; the URL's password is not shown.
-    """
-    if ca_file is not None and not url.startswith("rediss://"):
-        raise ConfigError(
-            "reservoir.ca_file is for TLS, and reservoir.url does not begin with rediss://.",
-            remedy="Write rediss://HOST:PORT/0, or leave reservoir.ca_file out.",
-        )
-    if ca_file is not None and not ca_file.is_file():
-        raise ConfigError(
-            f"reservoir.ca_file = {ca_file} is no file.", remedy="Name the PEM file of the server's authority."
-        )
-    trusting = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
-    try:
-        client = redis.Redis.from_url(
-            url,
-            **trusting,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            # No client_name: to set one is a right that a worker's user need not have.
-        )
-        client.connection_pool.make_connection()  # does not connect, but reads what stands after the ?
-    except (ValueError, TypeError, redis.RedisError) as error:
-        raise ConfigError(
-            f"reservoir.url cannot be used: {error}.", remedy="Give redis://HOST:PORT/0, rediss://... or unix:///PATH."
-        ) from None
-    return client
-
-
-def address(url: str) -> str:
-    """Return where a URL points to, fit for messages.
-
-    Parameters
-    ----------
-    url : str
-        May hold user and password.
-
-    Returns
-    -------
-    str
-        Without them.
-    """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    entered: int
+    """Alerts that are new in at least one stratum."""
+    labels: int
+    """That the other one had."""
+    refused: int
+    """Of these, for which there was no room."""
 
 
 class Reservoir:
@@ -195,46 +144,46 @@ class Reservoir:
         The profile's name.
     where : str
         The server, for messages: from `address`.
+    anchor_capacity : int
+        Labelled stamps that `label` may keep.
     """
 
-    stratum = "uniform"
-
-    def __init__(self, client: Any, survey: str, *, where: str) -> None:
+    def __init__(self, client: Any, survey: str, *, where: str, anchor_capacity: int = 10_000) -> None:
         self._client = client
         self.survey = survey
         self.where = where
+        self._anchor_capacity = anchor_capacity
         prefix = f"{{vae}}:{survey}"
-        self._meta, self._ranks, self._stamps = self._keys = (
-            f"{prefix}:meta",
-            f"{prefix}:{self.stratum}:ranks",
-            f"{prefix}:{self.stratum}:stamps",
-        )
-        self._script = (resources.files("stream_vae") / "reservoir.lua").read_text("utf-8")
-        self._sha = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
+        single = tuple(f"{prefix}:{name}" for name in ("meta", "stamps", "labels", "waiting"))
+        self._meta, self._stamps, self._labels, self._waiting = single
+        self._ranks = {stratum: f"{prefix}:{stratum}:ranks" for stratum in _SETS}
+        self._keys = (*single, *self._ranks.values())
+        self._older_keys = (f"{prefix}:{UNIFORM}:stamps",)
+        self._offer, self._label = Script("reservoir.lua"), Script("label.lua")
 
     def add(
         self,
-        alert_ids: Sequence[str],
-        alert_ranks: Sequence[int],
-        records: Sequence[bytes],
+        batch: Batch,
         *,
         preprocessing: Preprocessing,
-        capacity: int,
+        capacities: Capacities,
+        recent_days: float = 7.0,
+        waiting_version: str | None = None,
     ) -> Answer:
-        """Offer a batch, in one call.
+        """Offer a batch to all strata, in one call.
 
         Parameters
         ----------
-        alert_ids : sequence of str
+        batch : Batch
             May be empty: then only the answer counts.
-        alert_ranks : sequence of int
-            From `ranks`.
-        records : sequence of bytes
-            From `pack`.
         preprocessing : Preprocessing
             How the stamps were prepared.
-        capacity : int
+        capacities : Capacities
             How many stamps to keep.
+        recent_days : float
+            That the ranks in the recent stratum were made with.
+        waiting_version : str, optional
+            Of the waiting ids that the caller has, to be told them if there are others; absent: it does not ask.
 
         Returns
         -------
@@ -246,17 +195,119 @@ class Reservoir:
         redis.RedisError
             If Redis does not answer, or refuses.
         """
-        rows = [part for row in zip(alert_ids, alert_ranks, records, strict=True) for part in row]
-        arguments = (LAYOUT, digest_of(preprocessing), canonical(preprocessing), capacity, *rows)
+        rows: list[str | bytes] = []
+        for alert_id, record, ranks in zip(batch.alert_ids, batch.records, batch.ranks.tolist(), strict=True):
+            rows += [alert_id, record, *("" if rank == np.inf else repr(rank) for rank in ranks)]
+        found = self._offer.run(
+            self._client,
+            self._keys,
+            LAYOUT,
+            digest_of(preprocessing),
+            canonical(preprocessing),
+            repr(float(recent_days)),
+            secrets.token_hex(8),
+            "-" if waiting_version is None else waiting_version,
+            *(getattr(capacities, stratum) for stratum in _SETS),
+            *rows,
+        )
+        return parse_answer(found, asked=waiting_version)
+
+    def label(self, label: Label, stamp_record: bytes | None = None) -> Outcome:
+        """Keep a label, and for good the stamp of the alert that it is of.
+
+        Parameters
+        ----------
+        label : Label
+            What somebody says of an alert. All labels of an alert are kept; `LabelTable.resolve` chooses.
+        stamp_record : bytes, optional
+            The alert's stamp as `stream_vae.sampling.pack` writes it, where the caller has it.
+
+        Returns
+        -------
+        str
+            ``anchored``: the stamp was here or was given, and stays from now on; ``added``: it stayed already;
+            ``repeated``: the same label was there; ``waiting``: no stamp yet, a worker will send it should the alert
+            come; ``full``: refused, since labels or stamps have no more room.
+
+        Raises
+        ------
+        ConfigError
+            If the reservoir is another version's, or the record is none of its stamps.
+        LabelError
+            If the id or the label is too long.
+        RetriableError
+            If Redis does not answer now, or has no memory.
+        """
+        line = json.dumps(label.record(), sort_keys=True, separators=(",", ":"))
+        if len(line) > LONGEST_LABEL or len(label.alert_id.encode()) > LONGEST_ID:
+            column = "comment" if len(line) > LONGEST_LABEL else "alert_id"
+            raise LabelError(
+                f"is too long: {LONGEST_LABEL} bytes of JSON are kept, {LONGEST_ID} of them the id", column=column
+            )
+        most = self._anchor_capacity
         try:
-            answer = self._client.evalsha(self._sha, len(self._keys), *self._keys, *arguments)
-        except redis.exceptions.NoScriptError:  # the first call to a server since it started
-            self._client.script_load(self._script)
-            answer = self._client.evalsha(self._sha, len(self._keys), *self._keys, *arguments)
-        if answer[0] != b"ok":
-            return Answer("layout" if answer[0] == b"layout" else "preprocessing", answer[1].decode())
-        size, kept, largest, entered = (int(value) for value in answer[1:])
-        return Answer("ok", "", size, kept, RANKS if largest < 0 else largest, entered)
+            with answering(self.where):
+                if stamp_record is not None:
+                    self._check_record(stamp_record)
+                found = self._label.run(
+                    self._client,
+                    self._keys,
+                    LAYOUT,
+                    label.alert_id,
+                    line,
+                    stamp_record or b"",
+                    most,
+                    waiting_most(most),
+                    most * LABEL_BYTES,
+                    repr(time()),
+                    secrets.token_hex(8),
+                )
+        except ConfigError as error:
+            passing = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError, OSError)
+            if isinstance(error.__cause__, passing) and not isinstance(error.__cause__, redis.AuthenticationError):
+                raise RetriableError(str(error.args[0]), remedy=error.remedy) from error
+            raise
+        if isinstance(found, list):
+            raise layout_error(self.survey, self.where, found[1].decode())
+        outcome: Outcome = found.decode()
+        return outcome
+
+    def _check_record(self, record: bytes) -> None:
+        meta = self._read_meta()
+        if "preprocessing" not in meta:
+            raise ConfigError(
+                f"The reservoir of {self.survey} at {self.where} does not know yet how stamps are prepared.",
+                remedy="Give labels without stamps until a worker has offered some.",
+            )
+        if len(record) != record_bytes(self._prepared(meta, None)):
+            raise ConfigError(
+                f"The record is no stamp as the reservoir of {self.survey} holds them: its length differs."
+            )
+
+    def labels(self) -> LabelTable:
+        """Read all labels: those that were given, and those of alerts that label themselves.
+
+        Returns
+        -------
+        LabelTable
+            Several of one alert among them, as they were given.
+
+        Raises
+        ------
+        ConfigError
+            If Redis does not answer, or holds another version's keys.
+        """
+        with answering(self.where):
+            meta = self._read_meta()
+            given = [label for lines in self._all_labels().values() for label in _parse(lines)]
+            if "preprocessing" in meta:
+                known = self._client.zrange(self._ranks[KNOWN], 0, -1)
+                for ids, records in self._records(known):
+                    given += _own_labels(ids, unpack_heads(records, self._prepared(meta, None)))
+        return LabelTable(tuple(given))
+
+    def _all_labels(self) -> dict[bytes, bytes]:
+        return dict(self._client.hscan_iter(self._labels, count=_AT_A_TIME))  # which may give one twice
 
     def stats(self) -> Stats:
         """Say how full it is.
@@ -271,21 +322,52 @@ class Reservoir:
         ConfigError
             If Redis does not answer, or holds another version's keys.
         """
-        with self._answering():
+        labels = self.labels()
+        with answering(self.where):
             meta = self._read_meta()
-            size = self._client.zcard(self._ranks)
-            largest = self._client.zrange(self._ranks, -1, -1, withscores=True)
+            strata = tuple(self._stratum(stratum, meta) for stratum in STRATA)
+            stamps = int(self._client.hlen(self._stamps))
             memory = sum(self._client.memory_usage(key) or 0 for key in self._keys)
-        capacity = int(meta["capacity"]) if meta else None
-        full = capacity is not None and size >= capacity and size > 1
-        seen = round((size - 1) * RANKS / largest[0][1]) if full else size
-        preprocessing = json.loads(meta["preprocessing"]) if meta else None
-        return Stats(self.survey, self.stratum, size, capacity, seen, memory, preprocessing)
+            waiting = int(self._client.zcard(self._waiting))
+        return Stats(
+            self.survey,
+            stamps,
+            strata[0].capacity if "preprocessing" in meta else None,
+            strata[0].seen or 0,
+            memory,
+            json.loads(meta["preprocessing"]) if "preprocessing" in meta else None,
+            strata,
+            labels.counts(),
+            len(labels.conflicts),
+            waiting,
+            int(meta.get("refused", 0)),
+        )
+
+    def _stratum(self, stratum: str, meta: dict[str, str]) -> Stratum:
+        key = self._ranks[stratum]
+        size, capacity = int(self._client.zcard(key)), int(meta.get(f"capacity:{stratum}", 0))
+        seen: int | None = size
+        if stratum == ANCHORS:
+            seen = None
+        elif size and size >= capacity:
+            largest = self._client.zrange(key, -1, -1, withscores=True)[0][1]
+            # Of k ranks that are uniform in [0, 1) the largest is about k / n.
+            seen = round((size - 1) * RANKS / largest) if stratum in {UNIFORM, KNOWN} and size > 1 else None
+        return Stratum(stratum, size, capacity, seen, self._client.memory_usage(key) or 0)
 
     def draw(
-        self, count: int | None, random: np.random.Generator, *, preprocessing: Preprocessing | None = None
+        self,
+        count: int | None,
+        random: np.random.Generator,
+        *,
+        preprocessing: Preprocessing | None = None,
+        strata: Sequence[str] | None = None,
     ) -> Sample:
         """Draw stamps at random, none twice.
+
+        An alert in several strata comes once, from the first of `stream_vae.sampling.PRECEDENCE`. Where there are more
+        than `count`, all anchors come before any known alert, and all of these before the others, which are drawn
+        from together.
 
         Parameters
         ----------
@@ -295,6 +377,8 @@ class Reservoir:
             The same state and the same reservoir give the same sample.
         preprocessing : Preprocessing, optional
             What they must have been prepared with.
+        strata : sequence of str, optional
+            Which to draw from; absent: all.
 
         Returns
         -------
@@ -306,22 +390,26 @@ class Reservoir:
         ConfigError
             If Redis does not answer, or holds nothing, another version's keys, or stamps prepared in another way.
         """
-        with self._answering():
+        chosen = _checked(strata)
+        with answering(self.where):
             meta = self._read_meta()
-            ids = self._client.zrange(self._ranks, 0, -1) if meta else []
-            if not ids:
+            origin: dict[bytes, str] = {}
+            for stratum in chosen if meta else ():
+                for alert_id in self._client.zrange(self._ranks[stratum], 0, -1):
+                    origin.setdefault(alert_id, stratum)
+            if not origin:
+                which = "" if strata is None else f" in {', '.join(chosen)}"
                 raise ConfigError(
-                    f"The reservoir of {self.survey} at {self.where} is empty.",
+                    f"The reservoir of {self.survey} at {self.where} is empty{which}.",
                     remedy="Run a worker with these settings first: it fills the reservoir as it scores.",
                 )
             found = self._prepared(meta, preprocessing)
-            order = random.permutation(len(ids))
-            return self._fetch([ids[i] for i in order], len(ids) if count is None else count, found)
+            return self._fetch(_shuffled(origin, random), len(origin) if count is None else count, found, origin)
 
     def _prepared(self, meta: dict[str, str], wanted: Preprocessing | None) -> Preprocessing:
         try:
             found = Preprocessing.model_validate_json(meta["preprocessing"])
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             raise damaged("a preprocessing that does not parse") from error
         if wanted is not None and wanted != found:
             raise ConfigError(
@@ -331,21 +419,109 @@ class Reservoir:
             )
         return found
 
-    def _fetch(self, ids: Sequence[bytes], count: int, preprocessing: Preprocessing) -> Sample:
-        """Read stamps in this order until there are enough; what was evicted meanwhile is passed over."""
-        kept: list[bytes] = []
-        parts: list[FloatArray] = []
+    def _records(self, ids: Sequence[bytes]) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Read records in this order, some at a time; what was evicted meanwhile is passed over."""
         for start in range(0, len(ids), _AT_A_TIME):
+            some = ids[start : start + _AT_A_TIME]
+            pairs = zip(some, self._client.hmget(self._stamps, some), strict=True)
+            present = [(alert_id, record) for alert_id, record in pairs if record is not None]
+            yield [alert_id for alert_id, _ in present], [record for _, record in present]
+
+    def _fetch(
+        self, ids: Sequence[bytes], count: int, preprocessing: Preprocessing, origin: dict[bytes, str]
+    ) -> Sample:
+        kept: list[bytes] = []
+        stamps = [np.empty((0, *shape_of(preprocessing)), np.float32)]
+        heads = [Heads.empty(0)]
+        labels: list[tuple[int, str]] = []
+        for found, records in self._records(ids):
             missing = count - len(kept)
             if missing <= 0:
                 break
+            kept += found[:missing]
+            stamps.append(unpack(records[:missing], preprocessing))
+            heads.append(unpack_heads(records[:missing], preprocessing))
+            labels += self._resolved(found[:missing], heads[-1])
+        columns = Heads._make(np.concatenate(column) for column in zip(*heads, strict=True))
+        return Sample(
+            np.concatenate(stamps),
+            tuple(_text(alert_id) for alert_id in kept),
+            preprocessing,
+            np.array([label for label, _ in labels], np.int8),
+            tuple(provenance for _, provenance in labels),
+            columns.time_s,
+            columns.novelty,
+            columns.quality,
+            tuple(band.decode("utf-8", "ignore") for band in columns.bands.tolist()),
+            tuple(origin[alert_id] for alert_id in kept),
+        )
+
+    def _resolved(self, ids: Sequence[bytes], heads: Heads) -> list[tuple[int, str]]:
+        """Choose the label of each alert, and tell where it comes from."""
+        given = [_parse(lines) for lines in self._client.hmget(self._labels, ids) if lines] if ids else []
+        chosen = LabelTable((*(label for each in given for label in each), *_own_labels(ids, heads))).resolve()
+        found = (chosen.get(_text(alert_id)) for alert_id in ids)
+        return [(UNKNOWN, "") if label is None else (label.label, str(label.provenance)) for label in found]
+
+    def merge(self, other: "Reservoir") -> Merged:
+        """Take in another server's reservoir of the same survey: as if all alerts had been offered to this one.
+
+        Parameters
+        ----------
+        other : Reservoir
+            Only read.
+
+        Returns
+        -------
+        Merged
+            What became of its alerts and labels.
+
+        Raises
+        ------
+        ConfigError
+            If one of the two servers does not answer, or what they hold does not fit together.
+        RetriableError
+            If this server fails while labels are written; to merge again does no harm.
+        """
+        with answering(other.where):
+            meta = other._read_meta()  # noqa: SLF001 - of our own class
+            entered = self._take(other, meta) if "preprocessing" in meta else 0
+            outcomes = [self.label(*each) for each in other._labelled()]  # noqa: SLF001
+        return Merged(entered, len(outcomes), outcomes.count("full"))
+
+    def _labelled(self) -> Iterator[tuple[Label, bytes | None]]:
+        """Give every label, with the stamp if it is here."""
+        lines = self._all_labels()
+        ids = list(lines)
+        for start in range(0, len(ids), _AT_A_TIME):
             some = ids[start : start + _AT_A_TIME]
-            pairs = zip(some, self._client.hmget(self._stamps, some), strict=True)
-            present = [(alert_id, record) for alert_id, record in pairs if record is not None][:missing]
-            kept += [alert_id for alert_id, _ in present]
-            parts.append(unpack([record for _, record in present], preprocessing))
-        stamps = np.concatenate(parts) if parts else np.empty((0, *shape_of(preprocessing)), np.float32)
-        return Sample(stamps, tuple(alert_id.decode("utf-8", "replace") for alert_id in kept), preprocessing)
+            for alert_id, record in zip(some, self._client.hmget(self._stamps, some), strict=True):
+                yield from ((label, record) for label in _parse(lines[alert_id]))
+
+    def _take(self, other: "Reservoir", meta: dict[str, str]) -> int:
+        preprocessing = self._prepared(meta, None)
+        capacities = Capacities(*(int(meta.get(f"capacity:{stratum}", 0)) for stratum in STRATA))
+        days = float(meta["recent_days"])
+        ranks: dict[bytes, list[float]] = {}
+        for column, stratum in enumerate(SAMPLED):
+            for alert_id, rank in other._client.zrange(other._ranks[stratum], 0, -1, withscores=True):  # noqa: SLF001
+                ranks.setdefault(alert_id, [np.inf] * len(SAMPLED))[column] = rank
+        entered = 0
+        for ids, records in other._records(list(ranks)):  # noqa: SLF001
+            table = np.array([ranks[alert_id] for alert_id in ids]).reshape(-1, len(SAMPLED))
+            batch = Batch([_text(alert_id) for alert_id in ids], table, records)
+            with answering(self.where):
+                answer = self.add(batch, preprocessing=preprocessing, capacities=capacities, recent_days=days)
+            if answer.status == "layout":
+                raise layout_error(self.survey, self.where, answer.found)
+            if answer.status != "ok" or answer.recent_days != days:
+                raise ConfigError(
+                    f"The reservoirs at {self.where} and {other.where} do not fit together: their stamps were "
+                    "prepared, or their recent alerts chosen, in different ways.",
+                    remedy="Merge reservoirs of releases with the same preprocessing and the same recent_days.",
+                )
+            entered += answer.entered
+        return entered
 
     def clear(self) -> int:
         """Forget everything, whatever version wrote it.
@@ -360,10 +536,11 @@ class Reservoir:
         ConfigError
             If Redis does not answer.
         """
-        with self._answering():
-            counted = self._client.type(self._stamps) == b"hash"
-            stamps = self._client.hlen(self._stamps) if counted else 0
-            self._client.unlink(*self._keys)
+        with answering(self.where):
+            stamps = 0
+            for key in (self._stamps, *self._older_keys):
+                stamps += self._client.hlen(key) if self._client.type(key) == b"hash" else 0
+            self._client.unlink(*self._keys, *self._older_keys)
         return int(stamps)
 
     def close(self) -> None:
@@ -373,56 +550,37 @@ class Reservoir:
     def _read_meta(self) -> dict[str, str]:
         meta = {key.decode(): value.decode() for key, value in self._client.hgetall(self._meta).items()}
         layout = meta.get("layout", "")
-        if layout != LAYOUT and (meta or self._client.exists(self._ranks)):
+        if layout != LAYOUT and (meta or self._client.exists(*self._keys)):
             raise layout_error(self.survey, self.where, layout)
         return meta
 
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.AuthenticationError as error:
-            raise ConfigError(
-                f"Redis at reservoir.url = {self.where} does not accept our user and password: {error}.",
-                remedy="Check them in reservoir.url: redis://USER:PASSWORD@HOST:PORT/0.",
-            ) from error
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            if "certificate verify failed" in str(error):
-                raise ConfigError(
-                    f"The certificate of Redis at reservoir.url = {self.where} is not trusted: {error}.",
-                    remedy="Set reservoir.ca_file to the PEM file of the authority that signed it, and name the server "
-                    "in reservoir.url as its certificate does.",
-                ) from error
-            raise ConfigError(
-                f"No Redis answers at reservoir.url = {self.where}: {error}.",
-                remedy="Check that it runs and that address, user and password are right; `stream-vae doctor` helps.",
-            ) from error
-        except redis.exceptions.NoPermissionError as error:
-            raise ConfigError(
-                f"Redis at {self.where} refuses: {error}.",
-                remedy="Let another user do this, or grant it.",
-            ) from error
-        except redis.RedisError as error:
-            raise ConfigError(f"Redis at {self.where} refuses: {error}.", remedy="See the server's log.") from error
+
+def _text(alert_id: bytes) -> str:
+    return alert_id.decode("utf-8", "replace")
 
 
-def layout_error(survey: str, where: str, layout: str) -> ConfigError:
-    """Say that the keys are another version's.
+def _parse(lines: bytes) -> list[Label]:
+    try:
+        return [parse_record(line) for line in lines.split(b"\n")]
+    except LabelError as error:
+        raise damaged(f"a label that {error}") from error
 
-    Parameters
-    ----------
-    survey, where : str
-        Whose, and on which server.
-    layout : str
-        What the keys say; empty if they do not.
 
-    Returns
-    -------
-    ConfigError
-        With the remedy.
-    """
-    said = f"layout {layout!r}" if layout else "an unknown layout"
-    return ConfigError(
-        f"The reservoir of {survey} at {where} has {said}; this version of stream_vae reads and writes {LAYOUT!r}.",
-        remedy="Use the version that wrote it, or start anew with `stream-vae reservoir clear`.",
-    )
+def _own_labels(ids: Sequence[bytes], heads: Heads) -> list[Label]:
+    rows = np.flatnonzero(heads.labels == REAL).tolist()
+    return [Label(_text(ids[row]), REAL, Provenance(PROVENANCES[heads.provenances[row]])) for row in rows]
+
+
+def _checked(strata: Sequence[str] | None) -> tuple[str, ...]:
+    if unknown := [stratum for stratum in strata or () if stratum not in STRATA]:
+        raise ConfigError(f"There is no stratum {', '.join(unknown)}.", remedy=f"Name some of {', '.join(STRATA)}.")
+    return tuple(stratum for stratum in PRECEDENCE if strata is None or stratum in strata)
+
+
+def _shuffled(origin: dict[bytes, str], random: np.random.Generator) -> list[bytes]:
+    """Order alerts at random: anchors, then known ones, then the others."""
+    order: list[bytes] = []
+    for group in ((ANCHORS,), (KNOWN,), PRECEDENCE[2:]):
+        ids = [alert_id for alert_id, stratum in origin.items() if stratum in group]
+        order += [ids[i] for i in random.permutation(len(ids))] if ids else []
+    return order

@@ -1,6 +1,12 @@
-"""Which alerts a reservoir keeps, and as what bytes: ranks, held-out alerts, records. No Redis here.
+"""Which alerts a reservoir keeps, and as what bytes: strata, ranks, held-out alerts, records. No Redis here.
 
-An alert's rank is a keyed hash of its survey and id, so every worker and every redelivery gives it the same.
+Each stratum is a bottom-k sample: an alert has a rank in it, and the k smallest stay. The ranks come from a keyed
+hash of survey and id, so every worker and every redelivery gives an alert the same.
+
+References
+----------
+Efraimidis & Spirakis 2006, Weighted random sampling with a reservoir (A-Res: of weight w, the keys u^(1/w), largest
+stay; here ln(-ln u) - ln w, smallest stay, which weights of any size leave finite).
 """
 
 import hashlib
@@ -8,28 +14,116 @@ import json
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from stream_vae.alert import FloatArray
 from stream_vae.errors import ConfigError
+from stream_vae.labels.label import UNKNOWN, Provenance
 from stream_vae.model.release import Preprocessing
 
+UNIFORM, RECENT, RARE, KNOWN, ANCHORS = "uniform", "recent", "rare", "known", "anchors"
+SAMPLED = (UNIFORM, RECENT, RARE, KNOWN)
+"""The strata that are samples, in the order of the columns of ranks."""
+STRATA = (*SAMPLED, ANCHORS)
+CAPACITY_SETTINGS = ("capacity", "recent_capacity", "rare_capacity", "known_capacity", "anchor_capacity")
+"""Where `[reservoir]` says how many each of `STRATA` keeps."""
+PRECEDENCE = (ANCHORS, KNOWN, RARE, RECENT, UNIFORM)
+"""An alert in several strata is drawn from the first of these."""
+
 RANKS = 2**53
-"""Ranks are integers below this: what a sorted set's doubles and Lua's numbers hold exactly."""
+"""Ranks by hash are integers below this: what a sorted set's doubles and Lua's numbers hold exactly."""
 LONGEST_ID = 256
 """Bytes of an alert's id; longer ones are not kept, so that memory has a bound."""
 HELD_OUT_SHARE = 0.2
 """Share of the alerts that no training may see."""
 OVERHEAD_BYTES = 256
 """What Redis needs for an entry beside its record, with ids of up to 40 bytes: measured 210 at 50,000 entries."""
+LABEL_BYTES = 512
+"""Of labels, an anchor: a label is about 170 bytes, so a few of each alert."""
+WAITING_MOST = 10_000
+"""Labelled alerts whose stamp is not there yet; workers keep their ids."""
+NOVELTY_FLOOR = 1e-3
+"""Of 1 - novelty: an alert beyond all training stamps weighs 1,000 times as much as one in their midst."""
+S_PER_DAY = 86_400.0
 
 # Not a secret, only our own: no other use of the hash orders alerts in the same way.
 _HASH_KEY = b"stream_vae.reservoir.1"
+_SALTS = dict(zip((RECENT, RARE, KNOWN), (0x9E6C63D0676A9A99, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), strict=True))
+"""Odd numbers without a pattern, one a stratum."""
+_SHIFTS = tuple(np.uint64(shift) for shift in (30, 27, 31))
+_FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+Floats = npt.NDArray[np.float64]
+Hashes = npt.NDArray[np.uint64]
 
 
-def digests(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+class Capacities(NamedTuple):
+    """Stamps that each stratum may keep; 0 switches it off."""
+
+    uniform: int
+    recent: int = 0
+    rare: int = 0
+    known: int = 0
+    anchors: int = 0
+
+
+class Heads(NamedTuple):
+    """What a record says beside its pixels, one row a stamp."""
+
+    time_s: Floats
+    """(n,) Kafka's timestamp in seconds since 1970, or when a worker saw the alert."""
+    novelty: FloatArray
+    """(n,) by the release that scored it first; NaN where it could not tell."""
+    quality: npt.NDArray[np.uint32]
+    """(n,) bits of `stream_vae.quality.Quality`."""
+    labels: npt.NDArray[np.int8]
+    """(n,) what the alert says of itself: 1 real, -1 nothing."""
+    provenances: npt.NDArray[np.uint8]
+    """(n,) places in `PROVENANCES`."""
+    bands: npt.NDArray[np.bytes_]
+    """(n,) UTF-8, up to 8 bytes; empty where the alert has none."""
+
+    @classmethod
+    def empty(cls, rows: int) -> "Heads":
+        """Say nothing.
+
+        Parameters
+        ----------
+        rows : int
+            Of how many stamps.
+
+        Returns
+        -------
+        Heads
+            To be filled in; its arrays may be written.
+        """
+        table = np.zeros(rows, _HEAD)
+        table["label"], table["novelty"] = UNKNOWN, np.nan
+        return cls._make(table[name] for name in _HEAD_COLUMNS)
+
+
+PROVENANCES = ("", *map(str, (Provenance.HUMAN, Provenance.INJECTION, Provenance.SOLAR_SYSTEM)))
+PROVENANCES += tuple(map(str, (Provenance.CROSSMATCH, Provenance.SIMULATION, Provenance.CLASSIFIER)))
+"""By the code that records hold: new ones are added at the end."""
+_HEAD = np.dtype(
+    [
+        ("scale", "<f4"),
+        ("time_s", "<f8"),
+        ("novelty", "<f4"),
+        ("quality", "<u4"),
+        ("label", "i1"),
+        ("provenance", "u1"),
+        ("band", "S8"),
+    ]
+)
+"""Packed, 30 bytes; `reservoir.lua` reads time_s at byte 4."""
+_HEAD_COLUMNS = _HEAD.names[1:] if _HEAD.names else ()
+
+
+def digests(survey: str, alert_ids: Sequence[str]) -> Hashes:
     """Hash alerts to numbers that are uniform and independent for all practical purposes.
 
     Parameters
@@ -42,7 +136,7 @@ def digests(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
     Returns
     -------
     ndarray
-        (n, 2): the first decides the rank, the second what is held out.
+        (n, 2): the first decides the uniform rank, the second what is held out, and both together the other ranks.
     """
     prefix = survey.encode() + b"\0"
     joined = b"".join(
@@ -52,7 +146,7 @@ def digests(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 
 def ranks(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return the rank of each alert.
+    """Return the rank of each alert in the uniform stratum.
 
     Parameters
     ----------
@@ -88,6 +182,62 @@ def held_out(survey: str, alert_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
     return chosen
 
 
+def sampled_ranks(hashes: Hashes, time_s: Floats, novelty: FloatArray, recent_days: float) -> Floats:
+    """Return the rank of each alert in every stratum that is a sample.
+
+    Parameters
+    ----------
+    hashes : ndarray
+        (n, 2) from `digests`.
+    time_s : ndarray
+        (n,) when the alerts were published, in seconds since 1970.
+    novelty : ndarray
+        (n,) within [0, 1]; NaN where it is not known.
+    recent_days : float
+        Time in which an alert's chance to be in the recent stratum falls to 1/e.
+
+    Returns
+    -------
+    ndarray
+        (n, 4) in the order of `SAMPLED`; inf where an alert cannot enter. That of the known stratum is given whether
+        or not the alert belongs to it.
+    """
+    table = np.empty((len(hashes), len(SAMPLED)))
+    table[:, 0] = hashes[:, 0] >> np.uint64(11)
+    table[:, 1] = np.log(_exponential(_mixed(hashes, RECENT))) - time_s / (recent_days * S_PER_DAY)
+    # Its logarithm would order alerts in the same way: of ln E + ln v, the exponential is E v.
+    weighed = np.log(_exponential(_mixed(hashes, RARE)) * (1.0 - novelty + NOVELTY_FLOOR))
+    table[:, 2] = np.where(np.isnan(weighed), np.inf, weighed)
+    table[:, 3] = _mixed(hashes, KNOWN) >> np.uint64(11)
+    return table
+
+
+def _mixed(hashes: Hashes, stratum: str) -> Hashes:
+    """Make a third number of two hashes.
+
+    Whatever one of the two is, the other makes the result uniform: a stratum's ranks have nothing to do with the
+    uniform ones, nor with what is held out. A longer digest would do the same, but would change both.
+    """
+    salt = np.uint64(_SALTS[stratum])
+    mixed: Hashes = _scrambled(hashes[:, 0] ^ salt) ^ _scrambled(hashes[:, 1] + salt)
+    return mixed
+
+
+def _scrambled(number: Hashes) -> Hashes:
+    """Permute 64-bit numbers so that each bit depends on all (the finaliser of SplitMix64)."""
+    for shift, factor in zip(_SHIFTS[:2], _FACTORS, strict=True):
+        number = (number ^ (number >> shift)) * factor
+    return number ^ (number >> _SHIFTS[2])
+
+
+def _exponential(hashes: Hashes) -> Floats:
+    """Turn hashes into -ln u, with u uniform in (0, 1)."""
+    # The ranks that stay are those of u next to 1: from 1 - u, which is as uniform, none of their digits is lost.
+    one_minus_u = ((hashes >> np.uint64(12)) + 0.5) * 2.0**-52
+    exponential: Floats = -np.log1p(-one_minus_u)
+    return exponential
+
+
 def digest_of(preprocessing: Preprocessing) -> str:
     """Digest how stamps are prepared.
 
@@ -120,23 +270,30 @@ def canonical(preprocessing: Preprocessing) -> str:
     return json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
-def pack(stamps: FloatArray) -> list[bytes]:
+def pack(stamps: FloatArray, heads: Heads | None = None) -> list[bytes]:
     """Turn stamps into records.
 
     Parameters
     ----------
     stamps : ndarray
         (n, size, size, channels) finite float32.
+    heads : Heads, optional
+        What to say of them; absent: nothing, and a time of 0.
 
     Returns
     -------
     list of bytes
-        Each a float32 scale, the largest absolute value, and the pixels over it as float16; little-endian.
+        Each a float32 scale, the largest absolute value; time, novelty, quality, label, provenance and band; and the
+        pixels over the scale as float16. All little-endian.
     """
     flat = stamps.reshape(len(stamps), math.prod(stamps.shape[1:]))
     scale = np.abs(flat).max(axis=1, initial=0.0).astype("<f4")
     pixels = (flat / np.where(scale > 0, scale, np.float32(1.0))[:, np.newaxis]).astype("<f2")
-    return [scale[i].tobytes() + pixels[i].tobytes() for i in range(len(flat))]
+    table = np.empty(len(flat), _HEAD)
+    table["scale"] = scale
+    for name, column in zip(_HEAD_COLUMNS, Heads.empty(len(flat)) if heads is None else heads, strict=True):
+        table[name] = column
+    return [table[i].tobytes() + pixels[i].tobytes() for i in range(len(flat))]
 
 
 def unpack(records: Sequence[bytes], preprocessing: Preprocessing) -> FloatArray:
@@ -159,15 +316,46 @@ def unpack(records: Sequence[bytes], preprocessing: Preprocessing) -> FloatArray
     ConfigError
         If a record is not what `pack` writes.
     """
+    table, pixels = _parted(records, preprocessing)
+    stamps: FloatArray = pixels.astype(np.float32) * table["scale"][:, np.newaxis]
+    if not np.isfinite(stamps).all():
+        raise damaged("a stamp that is not finite")
+    return stamps.reshape(len(records), *shape_of(preprocessing))
+
+
+def unpack_heads(records: Sequence[bytes], preprocessing: Preprocessing) -> Heads:
+    """Read what records say beside their pixels.
+
+    Parameters
+    ----------
+    records : sequence of bytes
+        From `pack`.
+    preprocessing : Preprocessing
+        Gives their length.
+
+    Returns
+    -------
+    Heads
+        One row a record.
+
+    Raises
+    ------
+    ConfigError
+        If a record is not what `pack` writes.
+    """
+    table, _ = _parted(records, preprocessing)
+    if (table["provenance"] >= len(PROVENANCES)).any() or (np.abs(table["label"]) > 1).any():
+        raise damaged("a record with a label that is none")
+    return Heads._make(table[name] for name in _HEAD_COLUMNS)
+
+
+def _parted(records: Sequence[bytes], preprocessing: Preprocessing) -> tuple[npt.NDArray[np.void], FloatArray]:
     wanted = record_bytes(preprocessing)
     if any(len(record) != wanted for record in records):
         raise damaged("a record of the wrong length")
     table = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), wanted)
-    scale = np.ascontiguousarray(table[:, :4]).view("<f4")
-    stamps: FloatArray = np.ascontiguousarray(table[:, 4:]).view("<f2").astype(np.float32) * scale
-    if not np.isfinite(stamps).all():
-        raise damaged("a stamp that is not finite")
-    return stamps.reshape(len(records), *shape_of(preprocessing))
+    head = np.ascontiguousarray(table[:, : _HEAD.itemsize]).view(_HEAD)[:, 0]
+    return head, np.ascontiguousarray(table[:, _HEAD.itemsize :]).view("<f2")
 
 
 def record_bytes(preprocessing: Preprocessing) -> int:
@@ -183,16 +371,16 @@ def record_bytes(preprocessing: Preprocessing) -> int:
     int
         Bytes.
     """
-    return 4 + 2 * int(np.prod(shape_of(preprocessing)))
+    return _HEAD.itemsize + 2 * int(np.prod(shape_of(preprocessing)))
 
 
-def memory_bound(capacity: int, preprocessing: Preprocessing) -> int:
-    """Return what a full reservoir takes of Redis' memory, at most.
+def memory_bound(capacities: Capacities, preprocessing: Preprocessing) -> int:
+    """Return what a full reservoir takes of Redis' memory, at most: as if no alert were in two strata.
 
     Parameters
     ----------
-    capacity : int
-        Stamps.
+    capacities : Capacities
+        Stamps, by stratum.
     preprocessing : Preprocessing
         Side and channels.
 
@@ -202,7 +390,26 @@ def memory_bound(capacity: int, preprocessing: Preprocessing) -> int:
         Bytes, for ids of up to 40 bytes.
     """
     rounded = record_bytes(preprocessing) * 5 // 4  # allocators have size classes a quarter apart
-    return capacity * (rounded + OVERHEAD_BYTES) + 2**18  # and the script, the keys, a client's buffers
+    labels = capacities.anchors * (LABEL_BYTES * 5 // 4 + OVERHEAD_BYTES)
+    waiting = waiting_most(capacities.anchors) * OVERHEAD_BYTES
+    # And the scripts, the keys, a client's buffers.
+    return sum(capacities) * (rounded + OVERHEAD_BYTES) + labels + waiting + 2**18
+
+
+def waiting_most(anchors: int) -> int:
+    """Return how many labelled alerts may wait for their stamps.
+
+    Parameters
+    ----------
+    anchors : int
+        Capacity of that stratum.
+
+    Returns
+    -------
+    int
+        At most half of it: labels of alerts that never come again must not take the room of those that do.
+    """
+    return min(WAITING_MOST, (anchors + 1) // 2)
 
 
 def shape_of(preprocessing: Preprocessing) -> tuple[int, int, int]:

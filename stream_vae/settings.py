@@ -238,7 +238,22 @@ class ReservoirSettings(Section):
     ca_file: Path | None = Field(
         default=None, description="PEM file of the authority behind rediss; absent: the well-known ones"
     )
-    capacity: int = Field(default=50_000, ge=1, le=10_000_000, description="stamps to keep, about 1 kB each")
+    capacity: int = Field(
+        default=50_000, ge=1, le=10_000_000, description="stamps of all times to keep, about 1 kB each"
+    )
+    recent_capacity: int = Field(
+        default=10_000, ge=0, le=10_000_000, description="besides, rather of late; 0 for none, as with the others"
+    )
+    recent_days: float = Field(
+        default=7.0, gt=0, le=10_000, description="time in which an alert's chance among the recent ones falls to 1/e"
+    )
+    rare_capacity: int = Field(default=5_000, ge=0, le=10_000_000, description="besides, rather of high novelty")
+    known_capacity: int = Field(
+        default=10_000, ge=0, le=10_000_000, description="besides, of known asteroids and injected sources"
+    )
+    anchor_capacity: int = Field(
+        default=10_000, ge=0, le=10_000_000, description="besides, labelled stamps; these stay for good"
+    )
 
 
 class FilterSettings(Section):

@@ -6,13 +6,12 @@ active units. If not, it stays in the store unpromoted and the store's history s
 
 Not here yet: a warm start and alignment, so a challenger has a latent space of its own; gates on scores,
 calibration and latency; shadow scoring; a timer; a lock against a second retraining at the same time. The
-reservoir has no labels, so the scorer learns from simulated stamps.
+strata beside the uniform one and the reservoir's labels are not used, so the scorer learns from simulated stamps.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -27,13 +26,15 @@ from stream_vae.model.reconstruct import DECODER
 from stream_vae.model.release import Release, ReleaseCard
 from stream_vae.model.store import ReleaseStore
 from stream_vae.reservoir import LAYOUT, Reservoir, Sample
-from stream_vae.sampling import HELD_OUT_SHARE, held_out
+from stream_vae.sampling import HELD_OUT_SHARE, UNIFORM, held_out
 from stream_vae.settings import Settings
 
 LEAST_HELD_OUT = 64
 """Fewer stamps say little about which release is better."""
 MOST_DRAWN = 200_000
 """Unless the recipe's data.max_stamps says otherwise: they are drawn into memory, 350 MB at 21x21."""
+_STRATA = (UNIFORM,)
+"""That are trained on."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def _recipe(recipe: Recipe | str | None, incumbent: Release) -> Recipe:
 def _draw(reservoir: Reservoir, recipe: Recipe) -> Sample:
     most = MOST_DRAWN if recipe.data.max_stamps is None else recipe.data.max_stamps
     count = int(np.ceil(most / (1.0 - HELD_OUT_SHARE)))
-    return reservoir.draw(count, np.random.default_rng(recipe.seed), preprocessing=recipe.preprocessing)
+    random = np.random.default_rng(recipe.seed)
+    return reservoir.draw(count, random, preprocessing=recipe.preprocessing, strata=_STRATA)
 
 
 def _part(sample: Sample, survey: str, recipe: Recipe) -> _Parts:
@@ -205,12 +207,7 @@ def _part(sample: Sample, survey: str, recipe: Recipe) -> _Parts:
             f"{least} of these and {LEAST_HELD_OUT} others, about {wanted} in all.",
             remedy="Let the workers score more alerts first; `stream-vae reservoir stats` tells how many there are.",
         )
-    return _Parts(_rows(sample, ~apart), _rows(sample, apart))
-
-
-def _rows(sample: Sample, chosen: Any) -> Sample:
-    ids = tuple(alert_id for alert_id, wanted in zip(sample.alert_ids, chosen.tolist(), strict=True) if wanted)
-    return Sample(sample.stamps[chosen], ids, sample.preprocessing)
+    return _Parts(sample.rows(~apart), sample.rows(apart))
 
 
 def _source(parts: _Parts, reservoir: Reservoir, incumbent: Release) -> StampSource:
@@ -227,7 +224,7 @@ def _source(parts: _Parts, reservoir: Reservoir, incumbent: Release) -> StampSou
         "incumbent": incumbent.id,
         "reservoir": {
             "survey": reservoir.survey,
-            "stratum": reservoir.stratum,
+            "strata": list(_STRATA),
             "layout": LAYOUT,
             "drawn": len(stamps) + len(parts.held_out.stamps),
             "held_out": len(parts.held_out.stamps),

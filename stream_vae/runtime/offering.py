@@ -1,9 +1,9 @@
 """Offer stamps to the reservoir beside the alert path: in the background, bounded, and never in its way.
 
-`Offering.observe` is called by the pipeline for every batch. It hashes the ids, copies what could enter the
-reservoir into a bounded queue and returns; a thread of its own sends the queue on. If Redis is slow, hung, full or
-gone, stamps are dropped and counted, and alerts go on being published as if there were no reservoir. What was
-dropped in an outage is missing from the sample of that time: nothing is spooled.
+`Offering.observe` is called by the pipeline for every batch. It copies what could enter the reservoir
+(`stream_vae.runtime.nominating`) into a bounded queue and returns; a thread of its own sends the queue on. If Redis
+is slow, hung, full or gone, stamps are dropped and counted, and alerts go on being published as if there were no
+reservoir. What was dropped in an outage is missing from the sample of that time: nothing is spooled.
 """
 
 import logging
@@ -11,17 +11,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import redis
 
-from stream_vae.alert import Alert, FloatArray
+from stream_vae.alert import Alert, Codes, FloatArray, Scores
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
-from stream_vae.reservoir import Answer, Reservoir, layout_error
-from stream_vae.sampling import LONGEST_ID, RANKS, memory_bound, pack, ranks
+from stream_vae.reservoir import Answer, Batch, Reservoir, layout_error
+from stream_vae.runtime.nominating import Nominator
+from stream_vae.sampling import CAPACITY_SETTINGS, STRATA, Capacities, memory_bound
 from stream_vae.stages.stamp import Stamps
+from stream_vae.surveys import Profile
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ TIMEOUT_S = 0.2
 _AT_A_TIME = 512
 _QUEUED_MOST = 4096
 _REFRESH_S = 10.0
-"""At the latest the cached threshold is asked for again: the reservoir may have been cleared meanwhile."""
+"""After that the cached thresholds are asked for again, since the reservoir may have been cleared meanwhile; and no
+more often the ids of labelled alerts that wait for their stamps."""
 
 State = Literal["closed", "open", "half_open"]
 
@@ -72,12 +76,6 @@ class Circuit:
         self._opened_at = self._clock()
 
 
-class _Batch(NamedTuple):
-    alert_ids: list[str]
-    ranks: list[int]
-    records: list[bytes]
-
-
 class Offering:
     """Offers one worker's stamps to a reservoir.
 
@@ -87,10 +85,14 @@ class Offering:
         Its client should time out after `TIMEOUT_S`; closed with this.
     preprocessing : Preprocessing
         Of the release that scores.
-    capacity : int
-        Stamps that the reservoir may hold.
+    capacities : Capacities
+        Stamps that each stratum may hold.
     metrics : Metrics
         Where to count.
+    profile : Profile
+        The survey's.
+    recent_days : float
+        Time in which an alert's chance to be in the recent stratum falls to 1/e.
     queue_stamps : int
         Stamps that may wait, about 1 kB each and channel; more are dropped.
     retry_after_s : float
@@ -101,87 +103,90 @@ class Offering:
         self,
         reservoir: Reservoir,
         preprocessing: Preprocessing,
-        capacity: int,
+        capacities: Capacities,
         metrics: Metrics,
         *,
+        profile: Profile,
+        recent_days: float = 7.0,
         queue_stamps: int = _QUEUED_MOST,
         retry_after_s: float = 5.0,
     ) -> None:
         self._reservoir = reservoir
         self._preprocessing = preprocessing
-        self._capacity = capacity
+        self._capacities = capacities
         self._metrics = metrics
+        self._nominator = Nominator(reservoir.survey, profile, recent_days)
         self._most = queue_stamps
         self._circuit = Circuit(retry_after_s)
-        self._threshold = RANKS
-        self._queue: deque[_Batch] = deque()
+        self._name = ""
+        self._stamps = 0
+        self._waiting_version = ""
+        self._asked_at = -_REFRESH_S
+        self._queue: deque[Batch] = deque()
         self._queued = 0
         self._sending = 0
         self._changed = threading.Condition()
         self._closing = False
         self._complaint = ""
-        bound = memory_bound(capacity, preprocessing) / 2**20
-        log.info("reservoir at %s: up to %d stamps, %.0f MiB of its memory", reservoir.where, capacity, bound)
+        bound = memory_bound(capacities, preprocessing) / 2**20
+        shares = ", ".join(f"{number:,} {stratum}" for stratum, number in zip(STRATA, capacities, strict=True))
+        log.info("reservoir at %s: up to %s stamps, %.0f MiB of its memory", reservoir.where, shares, bound)
         self._thread = threading.Thread(target=self._run, name="reservoir", daemon=True)
         self._thread.start()
 
-    def observe(self, alerts: Sequence[Alert], stamps: Stamps) -> None:
-        """Offer the scoreable stamps of a batch; the pipeline calls this.
+    def observe(self, alerts: Sequence[Alert], stamps: Stamps, codes: Codes, scores: Scores) -> None:  # noqa: ARG002
+        """Offer the scoreable stamps of a batch; never waits and never raises. The pipeline calls this.
 
         Parameters
         ----------
         alerts : sequence of Alert
             One a row.
         stamps : Stamps
-            As they were encoded.
+            As they were encoded; what is kept of them is copied.
+        codes : Codes
+            Not kept.
+        scores : Scores
+            Gives the novelty.
         """
-        scoreable = stamps.scoreable
-        if scoreable.all():
-            self.offer([alert.alert_id for alert in alerts], stamps.stamps)
-        else:
-            ids = [alert.alert_id for alert, usable in zip(alerts, scoreable.tolist(), strict=True) if usable]
-            self.offer(ids, stamps.stamps[scoreable])
-
-    def offer(self, alert_ids: Sequence[str], stamps: FloatArray) -> None:
-        """Queue what could enter; never waits and never raises.
-
-        Parameters
-        ----------
-        alert_ids : sequence of str
-            One a stamp.
-        stamps : ndarray
-            (n, size, size, channels) scaled float32; copied.
-        """
-        if not alert_ids:
+        novelty, scoreable = scores.novelty, stamps.scoreable
+        if not scoreable.all():
+            rows = np.flatnonzero(scoreable)
+            alerts, stamps, novelty = [alerts[row] for row in rows.tolist()], _rows(stamps, rows), novelty[rows]
+        if not alerts:
             return
-        self._metrics.reservoir_offered.labels(self._metrics.survey).inc(len(alert_ids))
+        self._metrics.reservoir_offered.labels(self._metrics.survey).inc(len(alerts))
         try:
-            self._offer(alert_ids, stamps)
+            self._offer(alerts, stamps, novelty)
         except Exception as error:  # noqa: BLE001 - whatever is wrong here, the alerts must be published
-            self._dropped("error", len(alert_ids))
+            self._dropped("error", len(alerts))
             self._complain(f"offering to the reservoir fails: {error!r}")
 
-    def _offer(self, alert_ids: Sequence[str], stamps: FloatArray) -> None:
+    def _offer(self, alerts: Sequence[Alert], stamps: Stamps, novelty: FloatArray) -> None:
         if self._closing or self._circuit.state == "open":
-            self._dropped("closing" if self._closing else "circuit_open", len(alert_ids))
+            self._dropped("closing" if self._closing else "circuit_open", len(alerts))
             return
-        order = ranks(self._reservoir.survey, alert_ids)
-        rows = [int(row) for row in np.flatnonzero(order < self._threshold)]
-        fitting = [row for row in rows if len(alert_ids[row].encode()) <= LONGEST_ID]
-        self._dropped("id_too_long", len(rows) - len(fitting))
-        for start in range(0, len(fitting), _AT_A_TIME):
-            some = fitting[start : start + _AT_A_TIME]
-            self._enqueue(_Batch([alert_ids[row] for row in some], order[some].tolist(), pack(stamps[some])))
+        rows, ranks = self._nominator.nominate(alerts, novelty)
+        for start in range(0, len(rows), _AT_A_TIME):
+            some = rows[start : start + _AT_A_TIME]
+            batch, too_long = self._nominator.batch(
+                [alerts[row] for row in some.tolist()],
+                _rows(stamps, some),
+                novelty[some],
+                ranks[start : start + _AT_A_TIME],
+            )
+            self._dropped("id_too_long", too_long)
+            if batch.alert_ids:
+                self._enqueue(batch)
 
-    def _enqueue(self, batch: _Batch) -> None:
+    def _enqueue(self, batch: Batch) -> None:
         with self._changed:
-            room = self._queued + len(batch.ranks) <= self._most
+            room = self._queued + len(batch.alert_ids) <= self._most
             if room:
                 self._queue.append(batch)
-                self._queued += len(batch.ranks)
+                self._queued += len(batch.alert_ids)
                 self._changed.notify_all()
         if not room:
-            self._dropped("queue_full", len(batch.ranks))
+            self._dropped("queue_full", len(batch.alert_ids))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the queue is sent or dropped.
@@ -215,7 +220,7 @@ class Offering:
         self._reservoir.close()
 
     def _run(self) -> None:
-        self._send(_Batch([], [], []))  # the threshold first: a worker that starts anew need not send everything
+        self._send(Batch.empty())  # the thresholds first: a worker that starts anew need not send everything
         while True:
             with self._changed:
                 wait_s = self._circuit.wait_s if self._circuit.state == "open" else _REFRESH_S
@@ -230,46 +235,97 @@ class Offering:
                 self._sending = 0
                 self._changed.notify_all()
 
-    def _take(self) -> _Batch:
-        """Join waiting batches to one call; where none waits, an empty one asks for the threshold."""
-        batch = _Batch([], [], [])
-        while self._queue and len(batch.ranks) + len(self._queue[0].ranks) <= _AT_A_TIME:
-            part = self._queue.popleft()
-            batch.alert_ids.extend(part.alert_ids)
-            batch.ranks.extend(part.ranks)
-            batch.records.extend(part.records)
-        self._queued -= len(batch.ranks)
-        self._sending = len(batch.ranks)
-        return batch
+    def _take(self) -> Batch:
+        """Join waiting batches to one call; where none waits, an empty one asks for the thresholds."""
+        parts, count = [Batch.empty()], 0
+        while self._queue and count + len(self._queue[0].alert_ids) <= _AT_A_TIME:
+            parts.append(self._queue.popleft())
+            count += len(parts[-1].alert_ids)
+        self._queued -= count
+        self._sending = count
+        return Batch(
+            [alert_id for part in parts for alert_id in part.alert_ids],
+            np.concatenate([part.ranks for part in parts]),
+            [record for part in parts for record in part.records],
+        )
 
-    def _send(self, batch: _Batch) -> None:
+    def _send(self, batch: Batch) -> None:
+        asks = monotonic() - self._asked_at >= _REFRESH_S
         try:
-            answer = self._reservoir.add(*batch, preprocessing=self._preprocessing, capacity=self._capacity)
+            answer = self._reservoir.add(
+                batch,
+                preprocessing=self._preprocessing,
+                capacities=self._capacities,
+                recent_days=self._nominator.recent_days,
+                waiting_version=self._waiting_version if asks else None,
+            )
         except (redis.RedisError, OSError) as error:
             self._failed(batch, "redis_error", f"the reservoir at {self._reservoir.where} fails: {error}.")
         except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._failed(batch, "error", f"offering to the reservoir fails: {error!r}")
         else:
+            if asks:
+                self._asked_at = monotonic()
             self._take_answer(batch, answer)
 
-    def _take_answer(self, batch: _Batch, answer: Answer) -> None:
+    def _take_answer(self, batch: Batch, answer: Answer) -> None:
         if answer.status != "ok":
             self._failed(batch, "refused", self._refusal(answer))
             return
         if self._circuit.state != "closed":
             log.info("the reservoir at %s takes stamps again", self._reservoir.where)
             self._complaint = ""
-        if answer.capacity < self._capacity:
-            self._complain(
-                f"the reservoir keeps {answer.capacity} stamps and not reservoir.capacity = {self._capacity}: "
-                "a sample cannot grow; `stream-vae reservoir clear` begins a larger one."
-            )
         self._circuit.succeeded()
-        self._threshold = answer.threshold
-        survey = self._metrics.survey
-        self._metrics.reservoir_entered.labels(survey).inc(answer.entered)
-        self._metrics.reservoir_stamps.labels(survey).set(answer.size)
-        self._metrics.reservoir_circuit_open.labels(survey).set(0)
+        self._look_for_loss(answer)
+        self._compare_settings(answer)
+        if answer.waiting is not None:
+            self._nominator.waiting = answer.waiting
+            self._waiting_version = answer.waiting_version
+        self._nominator.thresholds = answer.thresholds
+        self._count(answer)
+
+    def _look_for_loss(self, answer: Answer) -> None:
+        """Tell once that the keys are gone; they fill again by themselves."""
+        if answer.name == self._name:
+            self._stamps = answer.stamps
+            return
+        if self._name:
+            self._metrics.reservoir_lost.labels(self._metrics.survey).inc()
+            log.warning(
+                "the reservoir at %s lost all it had, %d stamps: it was cleared, or its server began anew or flushed "
+                "its keys. It fills again; labels that were not kept elsewhere are gone.",
+                self._reservoir.where,
+                self._stamps,
+            )
+            # What waits there now has nothing to do with the version that is known here.
+            self._nominator.waiting, self._waiting_version, self._asked_at = frozenset(), "", -_REFRESH_S
+        self._name, self._stamps = answer.name, answer.stamps
+
+    def _compare_settings(self, answer: Answer) -> None:
+        own, kept = self._capacities, answer.capacities
+        differing = [
+            f"{kept[at]} stamps and not reservoir.{name} = {own[at]}"
+            for at, name in enumerate(CAPACITY_SETTINGS)
+            if kept[at] < own[at]
+        ]
+        days, own_days = answer.recent_days, self._nominator.recent_days
+        if days is not None and days != own_days:
+            differing.append(f"recent alerts for {days:g} days and not reservoir.recent_days = {own_days:g}")
+            self._nominator.recent_days = days
+        if differing:
+            self._complain(
+                f"the reservoir keeps {'; '.join(differing)}: a sample cannot grow or change; "
+                "`stream-vae reservoir clear` begins a new one."
+            )
+
+    def _count(self, answer: Answer) -> None:
+        metrics, survey = self._metrics, self._metrics.survey
+        metrics.reservoir_entered.labels(survey).inc(answer.entered)
+        metrics.reservoir_stamps.labels(survey).set(answer.stamps)
+        for stratum, size in zip(STRATA, answer.sizes, strict=True):
+            metrics.reservoir_stratum_stamps.labels(survey, stratum).set(size)
+        metrics.reservoir_waiting.labels(survey).set(len(self._nominator.waiting))
+        metrics.reservoir_circuit_open.labels(survey).set(0)
 
     def _refusal(self, answer: Answer) -> str:
         where = self._reservoir.where
@@ -280,10 +336,10 @@ class Offering:
             "this release's; `stream-vae reservoir export` saves them and `clear` makes room for these."
         )
 
-    def _failed(self, batch: _Batch, reason: str, complaint: str) -> None:
+    def _failed(self, batch: Batch, reason: str, complaint: str) -> None:
         self._circuit.failed()
         self._metrics.reservoir_circuit_open.labels(self._metrics.survey).set(1)
-        self._dropped(reason, len(batch.ranks))
+        self._dropped(reason, len(batch.alert_ids))
         self._drop_queue("circuit_open")
         self._complain(f"{complaint} Publishing goes on; stamps are dropped and counted meanwhile.")
 
@@ -303,3 +359,7 @@ class Offering:
     def _dropped(self, reason: str, count: int) -> None:
         if count:
             self._metrics.reservoir_dropped.labels(self._metrics.survey, reason).inc(count)
+
+
+def _rows(stamps: Stamps, rows: npt.NDArray[np.intp]) -> Stamps:
+    return Stamps(stamps.stamps[rows], stamps.quality[rows])

@@ -38,7 +38,7 @@ class Decoder:
     limits : Limits
         Bounds on what one record may cost.
     solar_system : bool
-        Find the fields that tell of asteroids too: for labels, not for serving.
+        Find the fields that tell of asteroids too: for labels, not for scores.
     """
 
     def __init__(self, frames: FrameReader, profile: Profile, limits: Limits, *, solar_system: bool = False) -> None:

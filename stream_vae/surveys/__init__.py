@@ -87,7 +87,7 @@ class Cutouts(BaseModel):
 
 
 class SolarSystem(BaseModel):
-    """Dotted paths of what the alert says of known solar-system objects; read for labels only, not in serving."""
+    """Dotted paths of what the alert says of known solar-system objects; read for labels only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -110,6 +110,15 @@ class SolarSystem(BaseModel):
         return self
 
 
+class Injection(BaseModel):
+    """Dotted path of what tells a source that the survey put into its own images; read for labels only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    injected: Paths = Field(min_length=1)
+    """A boolean, a number or a text: true, not zero or not empty where the source was injected."""
+
+
 class Profile(BaseModel):
     """One survey: names, fields, cutouts."""
 
@@ -125,6 +134,8 @@ class Profile(BaseModel):
     cutouts: Cutouts
     solar_system: SolarSystem | None = None
     """Absent: the survey's alerts say nothing of asteroids."""
+    injection: Injection | None = None
+    """Absent: the survey injects no sources."""
 
     def midpoint_mjd(self, time: float | None) -> float | None:
         """Turn the time field's value into a modified Julian date.
@@ -203,7 +214,12 @@ def _message(kind: str, message: str, where: tuple[int | str, ...]) -> str:
     if kind == "missing":
         return "is required."
     if kind == "extra_forbidden":
-        sections: dict[str, type[BaseModel]] = {"fields": Fields, "cutouts": Cutouts, "solar_system": SolarSystem}
+        sections: dict[str, type[BaseModel]] = {
+            "fields": Fields,
+            "cutouts": Cutouts,
+            "solar_system": SolarSystem,
+            "injection": Injection,
+        }
         known = list(sections.get(str(where[0]), Profile).model_fields)
         near = get_close_matches(str(where[-1]), known, n=1)
         return f"is no key; did you mean {near[0]}?" if near else f"is no key; known here: {', '.join(known)}."

@@ -7,15 +7,32 @@ import redis
 from stream_vae import assembly
 from stream_vae.errors import ConfigError, StreamVaeError
 from stream_vae.model.release import Preprocessing
-from stream_vae.reservoir import address, connect
+from stream_vae.reservoir import Batch, Stats, address, connect
+from stream_vae.sampling import memory_bound
 from stream_vae.settings import Settings
 from stream_vae.tools.checkup import Check, Finding, State
 
 _NAME = "reservoir"
-_RIGHTS = (
-    "ACL SETUSER USER ~{vae}:* -@all +evalsha +script|load +hmget +hset +hdel +zcard +zrange +zpopmax +zadd "
-    "is what a worker needs."
-)
+WORKERS_RIGHTS = [
+    "-@all",
+    "+evalsha",
+    "+script|load",
+    "+exists",
+    "+hmget",
+    "+hget",
+    "+hset",
+    "+hdel",
+    "+hlen",
+    "+hincrby",
+    "+zcard",
+    "+zscore",
+    "+zrange",
+    "+zadd",
+    "+zrem",
+    "+zpopmax",
+]
+"""Of a worker's user, on keys that begin with {vae}:."""
+_RIGHTS = f"ACL SETUSER USER ~{{vae}}:* {' '.join(WORKERS_RIGHTS)} is what a worker needs."
 
 
 def checks(settings: Settings) -> list[Check]:
@@ -35,7 +52,7 @@ def checks(settings: Settings) -> list[Check]:
 
 
 def check_reservoir(settings: Settings) -> list[Finding]:
-    """Ask whether the server answers, keeps what it is given, and holds keys that we can read.
+    """Ask whether the server answers, has room, keeps what it is given, and holds keys that we can read.
 
     Parameters
     ----------
@@ -45,7 +62,7 @@ def check_reservoir(settings: Settings) -> list[Finding]:
     Returns
     -------
     list of Finding
-        One or two. None of them is bad: workers publish at full rate without a reservoir.
+        One to three. None of them is bad: workers publish at full rate without a reservoir.
 
     Raises
     ------
@@ -65,9 +82,9 @@ def check_reservoir(settings: Settings) -> list[Finding]:
             if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
                 raise
             # A worker's user need not look: ask what a worker asks.
-            reservoir.add((), (), (), preprocessing=Preprocessing(), capacity=settings.reservoir.capacity)
+            reservoir.add(Batch.empty(), preprocessing=Preprocessing(), capacities=assembly.capacities_of(settings))
             return [Finding(_NAME, State.GOOD, f"{where}: this user may offer stamps, and not look at them")]
-        policy = _eviction_policy(client)
+        policy, most = _setting(client, "maxmemory-policy"), _setting(client, "maxmemory")
     except (redis.RedisError, StreamVaeError) as error:
         remedy = "Until this is mended alerts are published and none is kept for retraining."
         if isinstance(error, redis.exceptions.NoPermissionError):
@@ -78,18 +95,30 @@ def check_reservoir(settings: Settings) -> list[Finding]:
     finally:
         reservoir.close()
         client.close()
-    capacity = f" of {stats.capacity:,}" if stats.capacity else ""
-    found = [Finding(_NAME, State.GOOD, f"{where}: {stats.stamps:,}{capacity} stamps of {stats.survey}")]
+    capacity = sum(stratum.capacity for stratum in stats.strata)
+    of_many = f" of {capacity:,}" if capacity else ""
+    found = [Finding(_NAME, State.GOOD, f"{where}: {stats.stamps:,}{of_many} stamps of {stats.survey}")]
     if policy not in (None, "noeviction"):
         remedy = "Set maxmemory-policy noeviction: a sample from which the server takes stamps is no sample."
         found.append(Finding(_NAME, State.WARNING, f"{where} has maxmemory-policy {policy}", remedy))
-    return found
+    return found + _too_small(settings, stats, where, int(most or 0))
 
 
-def _eviction_policy(client: Any) -> str | None:
-    """Read the policy; None where an ACL forbids to ask."""
+def _too_small(settings: Settings, stats: Stats, where: str, most: int) -> list[Finding]:
+    """Compare what the server may take with what a full reservoir needs; 0 is no bound."""
+    preprocessing = Preprocessing.model_validate(stats.preprocessing) if stats.preprocessing else Preprocessing()
+    needed = memory_bound(assembly.capacities_of(settings), preprocessing)
+    if not most or most >= needed:
+        return []
+    says = f"{where} has maxmemory {most / 2**20:.0f} MiB; the strata of [reservoir] may take {needed / 2**20:.0f} MiB"
+    remedy = "Set maxmemory higher or the capacities lower: a server that is full takes no more stamps."
+    return [Finding(_NAME, State.WARNING, says, remedy)]
+
+
+def _setting(client: Any, name: str) -> str | None:
+    """Read a setting of the server; None where an ACL forbids to ask."""
     try:
-        policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+        value = client.config_get(name).get(name)
     except redis.ResponseError:
         return None
-    return policy.decode() if isinstance(policy, bytes) else policy
+    return value.decode() if isinstance(value, bytes) else value

@@ -8,7 +8,7 @@ import redis
 from stream_vae import assembly
 from stream_vae.settings import from_plain, to_plain
 from stream_vae.sky.packets import simulate_packets
-from stream_vae.tools.checks_reservoir import check_reservoir
+from stream_vae.tools.checks_reservoir import WORKERS_RIGHTS, check_reservoir
 from stream_vae.tools.checkup import State
 
 from certificates import NoOpensslError, make_certificates
@@ -17,7 +17,6 @@ from flow import total, work
 from tls_proxy import tls_before
 
 PASSWORD = "password-of-the-worker"  # noqa: S105 - of a server that lives for a test run
-COMMANDS = ["-@all", "+evalsha", "+script|load", "+hmget", "+hset", "+hdel", "+zcard", "+zrange", "+zpopmax", "+zadd"]
 ALERTS = 12
 
 
@@ -41,7 +40,7 @@ def user(redis_server):
     name = f"worker-{uuid.uuid4().hex[:8]}"
     with redis_server.client() as client:
         try:
-            client.execute_command("ACL", "SETUSER", name, "on", f">{PASSWORD}", "~{vae}:*", *COMMANDS)
+            client.execute_command("ACL", "SETUSER", name, "on", f">{PASSWORD}", "~{vae}:*", *WORKERS_RIGHTS)
         except redis.ResponseError as error:
             pytest.skip(f"this Redis lets no users be made: {error}")
         yield name

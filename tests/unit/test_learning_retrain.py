@@ -13,11 +13,12 @@ from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.retrain import LEAST_HELD_OUT, Figures, judge, retrain_now
 from stream_vae.model.release import Preprocessing
 from stream_vae.model.store import ReleaseStore
-from stream_vae.sampling import pack, ranks
+from stream_vae.sampling import Capacities
 from stream_vae.settings import KafkaSettings, ReleaseSettings, ReservoirSettings, Settings
 
 from deployment import command
 from releases import make_release
+from reservoirs import batch_of
 
 INCUMBENT = Figures(4.5, 20)
 
@@ -54,9 +55,9 @@ def fill(settings, count, preprocessing=None):
     ids = [str(number) for number in range(count)]
     reservoir = assembly.reservoir_of(settings)
     reservoir.clear()
-    records = pack(np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32))
+    stamps = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
     if count:
-        reservoir.add(ids, ranks("ztf", ids).tolist(), records, preprocessing=preprocessing, capacity=5000)
+        reservoir.add(batch_of("ztf", ids, stamps), preprocessing=preprocessing, capacities=Capacities(5000))
     reservoir.close()
 
 

@@ -44,6 +44,7 @@ CLOSED_LABELS = {
     "code",
     "outcome",
     "event",
+    "stratum",
     "worker",
 }
 

@@ -8,14 +8,21 @@ import time
 import numpy as np
 import pytest
 import redis
+from stream_vae import surveys
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
 from stream_vae.reservoir import Answer, Reservoir, address, connect
 from stream_vae.runtime.offering import TIMEOUT_S, Circuit, Offering
-from stream_vae.sampling import RANKS, unpack
+from stream_vae.sampling import RANKS, Capacities, unpack
+
+from reservoirs import named, observed
 
 STAMPS = np.random.default_rng(1).uniform(-1, 1, (128, 21, 21, 1)).astype(np.float32)
+
+
+PROFILE = surveys.load("ztf")
+OK = Answer("ok", capacities=Capacities(1000))
 
 
 class FakeReservoir:
@@ -24,12 +31,14 @@ class FakeReservoir:
     survey, where = "ztf", "redis://fake"
 
     def __init__(self, answer=None):
-        self.answer = answer or Answer("ok", "", 0, 1000, RANKS, 0)
+        self.answer = answer or OK
         self.batches = []
+        self.asked = []
         self.closed = False
 
-    def add(self, alert_ids, alert_ranks, records, **_):
-        self.batches.append((list(alert_ids), list(alert_ranks), list(records)))
+    def add(self, batch, **arguments):
+        self.batches.append(batch)
+        self.asked.append(arguments["waiting_version"])
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -39,11 +48,15 @@ class FakeReservoir:
 
     @property
     def received(self):
-        return [alert_id for ids, _, _ in self.batches for alert_id in ids]
+        return [alert_id for batch in self.batches for alert_id in batch.alert_ids]
 
 
 def names(batch, count=128):
     return [str(batch * 1000 + i) for i in range(count)]
+
+
+def offer(one, ids, stamps, **fields):
+    one.observe(*observed(named(ids, **fields), stamps))
 
 
 def value(metrics, name, **labels):
@@ -57,7 +70,7 @@ def metrics():
 
 @contextlib.contextmanager
 def offering(reservoir, metrics, **arguments):
-    one = Offering(reservoir, Preprocessing(), 1000, metrics, **arguments)
+    one = Offering(reservoir, Preprocessing(), Capacities(1000), metrics, profile=PROFILE, **arguments)
     try:
         yield one
     finally:
@@ -74,24 +87,24 @@ def wait_for(condition, timeout_s=5.0):
 def test_what_is_offered_arrives_with_its_stamps(metrics):
     reservoir = FakeReservoir()
     with offering(reservoir, metrics) as one:
-        one.offer(names(1), STAMPS)
+        offer(one, names(1), STAMPS)
         assert one.flush(5)
     assert reservoir.received == names(1)
-    records = [record for _, _, records in reservoir.batches for record in records]
+    records = [record for batch in reservoir.batches for record in batch.records]
     assert np.abs(unpack(records, Preprocessing()) - STAMPS).max() < 1e-3
     assert value(metrics, "offered_total") == 128
 
 
 def test_only_what_could_enter_is_sent_once_the_threshold_is_known(metrics):
-    reservoir = FakeReservoir(Answer("ok", "", 1000, 1000, RANKS // 4, 0))
+    reservoir = FakeReservoir(OK._replace(thresholds=(RANKS / 4, -np.inf, -np.inf, -np.inf)))
     with offering(reservoir, metrics) as one:
         wait_for(lambda: reservoir.batches)
-        assert reservoir.batches[0] == ([], [], [])  # the first question is for the threshold
+        assert not reservoir.batches[0].alert_ids  # the first question is for the threshold
         for batch in range(40):
-            one.offer(names(batch), STAMPS)
+            offer(one, names(batch), STAMPS)
         assert one.flush(5)
-        sent = [rank for _, ranks, _ in reservoir.batches for rank in ranks]
-    assert max(sent) < RANKS // 4
+        sent = [rank for batch in reservoir.batches for rank in batch.ranks[:, 0]]
+    assert max(sent) < RANKS / 4
     assert len(sent) == pytest.approx(40 * 128 / 4, rel=0.15)
 
 
@@ -107,7 +120,7 @@ def test_batches_that_wait_are_joined_to_one_call(metrics):
     answers = held_up(reservoir)
     with offering(reservoir, metrics) as one:
         for batch in range(4):
-            one.offer(names(batch, 8), STAMPS[:8])
+            offer(one, names(batch, 8), STAMPS[:8])
         answers.set()
         assert one.flush(5)
     assert len(reservoir.batches) <= 3
@@ -119,7 +132,7 @@ def test_a_queue_that_is_full_drops_and_counts(metrics):
     answers = held_up(reservoir)
     with offering(reservoir, metrics, queue_stamps=256) as one:
         for batch in range(10):
-            one.offer(names(batch), STAMPS)  # returns, though the reservoir does not
+            offer(one, names(batch), STAMPS)  # returns, though the reservoir does not
         answers.set()
         assert one.flush(5)
     dropped = value(metrics, "dropped_total", reason="queue_full")
@@ -129,7 +142,7 @@ def test_a_queue_that_is_full_drops_and_counts(metrics):
 
 def test_an_error_in_offering_is_counted_and_not_raised(metrics, caplog):
     with offering(FakeReservoir(), metrics) as one:
-        one.offer(["a", "b"], None)
+        one.observe(*observed([None, None], STAMPS[:2]))
     assert value(metrics, "dropped_total", reason="error") == 2
     assert "offering to the reservoir fails" in caplog.text
 
@@ -137,7 +150,7 @@ def test_an_error_in_offering_is_counted_and_not_raised(metrics, caplog):
 def test_an_endless_id_is_not_kept(metrics):
     reservoir = FakeReservoir()
     with offering(reservoir, metrics) as one:
-        one.offer(["x" * 1000, "short"], STAMPS[:2])
+        offer(one, ["x" * 1000, "short"], STAMPS[:2])
         assert one.flush(5)
     assert reservoir.received == ["short"]
     assert value(metrics, "dropped_total", reason="id_too_long") == 1
@@ -157,13 +170,13 @@ def test_a_refusal_is_told_once_and_tried_again_later(metrics, caplog, answer, m
     with offering(reservoir, metrics, retry_after_s=0.05) as one:
         wait_for(lambda: value(metrics, "circuit_open"))
         for batch in range(6):
-            one.offer(names(batch), STAMPS)
+            offer(one, names(batch), STAMPS)
             time.sleep(0.03)
         assert one.flush(5)
         assert sum(message in record.message for record in caplog.records) == 1
-        reservoir.answer = Answer("ok", "", 0, 1000, RANKS, 0)
+        reservoir.answer = OK
         time.sleep(0.06)
-        one.offer(names(9), STAMPS)
+        offer(one, names(9), STAMPS)
         assert one.flush(5)
         assert not value(metrics, "circuit_open")
     assert set(names(9)) <= set(reservoir.received)
@@ -171,11 +184,11 @@ def test_a_refusal_is_told_once_and_tried_again_later(metrics, caplog, answer, m
 
 def test_closing_sends_what_waits_and_is_idempotent(metrics):
     reservoir = FakeReservoir()
-    one = Offering(reservoir, Preprocessing(), 1000, metrics)
-    one.offer(names(1), STAMPS)
+    one = Offering(reservoir, Preprocessing(), Capacities(1000), metrics, profile=PROFILE)
+    offer(one, names(1), STAMPS)
     one.close()
     one.close()
-    one.offer(names(2), STAMPS)
+    offer(one, names(2), STAMPS)
     assert reservoir.closed
     assert reservoir.received == names(1)
     assert value(metrics, "dropped_total", reason="closing") == 128
@@ -202,14 +215,15 @@ def offer_much(url, metrics, batches=100):
         Offering(
             Reservoir(connect(url, timeout_s=TIMEOUT_S), "ztf", where=address(url)),
             Preprocessing(),
-            50_000,
+            Capacities(50_000),
             metrics,
+            profile=PROFILE,
             retry_after_s=0.3,
         )
     ) as one:
         started = time.perf_counter()
         for batch in range(batches):
-            one.offer(names(batch), STAMPS)
+            offer(one, names(batch), STAMPS)
         spent = time.perf_counter() - started
         started = time.perf_counter()
     return spent, time.perf_counter() - started
@@ -243,7 +257,7 @@ def test_a_full_redis_costs_the_alert_path_nothing(metrics, caplog):
         spent, _ = offer_much(valkey.url, metrics)
         with redis.Redis.from_url(valkey.url) as client:
             size = client.zcard("{vae}:ztf:uniform:ranks")
-            assert size == client.hlen("{vae}:ztf:uniform:stamps") > 0  # never half an entry
+            assert size == client.hlen("{vae}:ztf:stamps") > 0  # never half an entry
     assert spent < MUCH_LESS_THAN_WAITING_S
     assert value(metrics, "entered_total") == size
     assert size + sum(value(metrics, "dropped_total", reason=why) for why in REASONS) == 12_800

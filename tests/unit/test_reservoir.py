@@ -8,6 +8,7 @@ from stream_vae.reservoir import Reservoir, address, connect
 from stream_vae.sampling import (
     HELD_OUT_SHARE,
     RANKS,
+    Capacities,
     digest_of,
     held_out,
     memory_bound,
@@ -79,8 +80,8 @@ def test_each_setting_of_the_preprocessing_counts_in_its_digest():
 
 def test_memory_grows_with_the_capacity_and_the_channels():
     one, three = Preprocessing(), Preprocessing(cutouts=("difference", "science", "template"))
-    assert 50e6 < memory_bound(50_000, one) < 80e6
-    assert memory_bound(50_000, three) > 2 * memory_bound(50_000, one)
+    assert 50e6 < memory_bound(Capacities(50_000), one) < 80e6
+    assert memory_bound(Capacities(50_000), three) > 2 * memory_bound(Capacities(50_000), one)
 
 
 def test_messages_tell_where_redis_is_and_not_who_asks():

@@ -1,0 +1,125 @@
+"""Clients for Redis and Valkey, and what their errors mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from stream_vae.errors import ConfigError
+
+
+def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
+    """Make a client that gives up soon and never tries again by itself; nothing is sent yet.
+
+    Parameters
+    ----------
+    url : str
+        ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user and password if need be.
+    timeout_s : float
+        Of connecting and of each answer.
+    ca_file : Path, optional
+        PEM file of the authority that signed the server's certificate; absent: the well-known ones.
+
+    Returns
+    -------
+    redis.Redis
+        Safe to use from several threads.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is none, or the file is; the URL's password is not shown.
+    """
+    if ca_file is not None and not url.startswith("rediss://"):
+        raise ConfigError(
+            "reservoir.ca_file is for TLS, and reservoir.url does not begin with rediss://.",
+            remedy="Write rediss://HOST:PORT/0, or leave reservoir.ca_file out.",
+        )
+    if ca_file is not None and not ca_file.is_file():
+        raise ConfigError(
+            f"reservoir.ca_file = {ca_file} is no file.", remedy="Name the PEM file of the server's authority."
+        )
+    trusting = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
+    try:
+        client = redis.Redis.from_url(
+            url,
+            **trusting,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            # No client_name: to set one is a right that a worker's user need not have.
+        )
+        client.connection_pool.make_connection()  # does not connect, but reads what stands after the ?
+    except (ValueError, TypeError, redis.RedisError) as error:
+        raise ConfigError(
+            f"reservoir.url cannot be used: {error}.", remedy="Give redis://HOST:PORT/0, rediss://... or unix:///PATH."
+        ) from None
+    return client
+
+
+def address(url: str) -> str:
+    """Return where a URL points to, fit for messages.
+
+    Parameters
+    ----------
+    url : str
+        May hold user and password.
+
+    Returns
+    -------
+    str
+        Without them.
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+@contextmanager
+def answering(where: str) -> Iterator[None]:
+    """Turn what a client raises into errors that say what to do.
+
+    Parameters
+    ----------
+    where : str
+        The server, from `address`.
+
+    Yields
+    ------
+    None
+        Nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the server does not answer, or refuses.
+    """
+    try:
+        yield
+    except redis.AuthenticationError as error:
+        raise ConfigError(
+            f"Redis at reservoir.url = {where} does not accept our user and password: {error}.",
+            remedy="Check them in reservoir.url: redis://USER:PASSWORD@HOST:PORT/0.",
+        ) from error
+    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        if "certificate verify failed" in str(error):
+            raise ConfigError(
+                f"The certificate of Redis at reservoir.url = {where} is not trusted: {error}.",
+                remedy="Set reservoir.ca_file to the PEM file of the authority that signed it, and name the server "
+                "in reservoir.url as its certificate does.",
+            ) from error
+        raise ConfigError(
+            f"No Redis answers at reservoir.url = {where}: {error}.",
+            remedy="Check that it runs and that address, user and password are right; `stream-vae doctor` helps.",
+        ) from error
+    except redis.exceptions.NoPermissionError as error:
+        raise ConfigError(
+            f"Redis at {where} refuses: {error}.",
+            remedy="Let another user do this, or grant it.",
+        ) from error
+    except redis.RedisError as error:
+        raise ConfigError(f"Redis at {where} refuses: {error}.", remedy="See the server's log.") from error

@@ -1,0 +1,159 @@
+"""Which alerts of a batch to offer to the reservoir: those that could enter a stratum, and those that it waits for.
+
+Once the strata are full nearly every alert ends at a comparison of its ranks with the thresholds, and nothing of it
+is decoded. Of the others the filter is read; whether the source was injected; and, while alerts that label themselves
+are wanted, whether it is a known asteroid.
+"""
+
+from collections.abc import Sequence
+from time import time
+
+import numpy as np
+import numpy.typing as npt
+
+from stream_vae.alert import Alert, FloatArray
+from stream_vae.errors import RejectedAlertError
+from stream_vae.labels.alerts import Facts
+from stream_vae.labels.label import REAL, Provenance
+from stream_vae.labels.solar_system import Tolerances, judge
+from stream_vae.reservoir_scripts import Batch
+from stream_vae.sampling import (
+    KNOWN,
+    LONGEST_ID,
+    PROVENANCES,
+    SAMPLED,
+    Floats,
+    Heads,
+    digests,
+    pack,
+    sampled_ranks,
+)
+from stream_vae.stages.stamp import Stamps
+from stream_vae.surveys import Profile, SolarSystem
+
+_KNOWN = SAMPLED.index(KNOWN)
+_INJECTION, _SOLAR_SYSTEM = (
+    PROVENANCES.index(provenance) for provenance in (Provenance.INJECTION, Provenance.SOLAR_SYSTEM)
+)
+_TOLD = tuple((name, f"solar_system.{name}") for name in SolarSystem.model_fields)
+
+
+class Nominator:
+    """Chooses by what the reservoir last said; its attributes are set by the thread that asks it.
+
+    Parameters
+    ----------
+    survey : str
+        That the reservoir is of.
+    profile : Profile
+        Tells how filters are called and what alerts say of themselves.
+    recent_days : float
+        Until the reservoir says which it is.
+    """
+
+    def __init__(self, survey: str, profile: Profile, recent_days: float) -> None:
+        self._survey = survey
+        self._profile = profile
+        self._tells = profile.solar_system is not None or profile.injection is not None
+        self.recent_days = recent_days
+        self.thresholds: tuple[float, ...] = (np.inf,) * len(SAMPLED)
+        self.waiting: frozenset[str] = frozenset()
+        """Alerts that were labelled and are to be sent whatever their ranks are."""
+
+    def nominate(self, alerts: Sequence[Alert], novelty: FloatArray) -> tuple[npt.NDArray[np.intp], Floats]:
+        """Compare ranks with thresholds; nothing is decoded.
+
+        Parameters
+        ----------
+        alerts : sequence of Alert
+            With usable stamps.
+        novelty : ndarray
+            (n,) NaN where it is not known.
+
+        Returns
+        -------
+        rows : ndarray of int
+            What could enter, or is waited for.
+        ranks : ndarray
+            (rows, 4) as `Batch` has them, as if all of them labelled themselves.
+        """
+        ids = [alert.alert_id for alert in alerts]
+        table = sampled_ranks(digests(self._survey, ids), _times(alerts), novelty, self.recent_days)
+        enters = table < self.thresholds
+        # One at the threshold may be the one there, whose record says that it is known: a later one has to say so too.
+        enters[:, _KNOWN] = table[:, _KNOWN] <= self.thresholds[_KNOWN] if self._tells else False
+        wanted = enters.any(axis=1)
+        if waiting := self.waiting:
+            wanted |= np.fromiter((alert_id in waiting for alert_id in ids), np.bool_, len(ids))
+        rows = np.flatnonzero(wanted)
+        return rows, np.where(enters[rows], table[rows], np.inf)
+
+    def batch(self, alerts: Sequence[Alert], stamps: Stamps, novelty: FloatArray, ranks: Floats) -> tuple[Batch, int]:
+        """Decode what is kept of nominated alerts, and pack them.
+
+        Parameters
+        ----------
+        alerts : sequence of Alert
+            The nominated ones.
+        stamps : Stamps
+            Theirs.
+        novelty : ndarray
+            (n,).
+        ranks : ndarray
+            (n, 4) from `nominate`; changed.
+
+        Returns
+        -------
+        batch : Batch
+            Without those that turn out to belong nowhere.
+        too_long : int
+            Alerts that were left out because their ids have no end.
+        """
+        heads = Heads.empty(len(alerts))
+        heads.time_s[:], heads.novelty[:], heads.quality[:] = _times(alerts), novelty, stamps.quality
+        fitting = np.ones(len(alerts), np.bool_)
+        waiting = np.zeros(len(alerts), np.bool_)
+        for row, alert in enumerate(alerts):
+            fitting[row] = len(alert.alert_id.encode()) <= LONGEST_ID
+            waiting[row] = alert.alert_id in self.waiting
+            heads.bands[row] = _shortened(self._profile.band(_field(alert, "band")) or "", 8)
+            found = self._own_label(alert, asteroids=bool(np.isfinite(ranks[row, _KNOWN])))
+            if found == _INJECTION:
+                ranks[row, :_KNOWN] = np.inf  # no natural source: the samples are of what the sky shows
+            if found:
+                heads.labels[row], heads.provenances[row] = REAL, found
+            else:
+                ranks[row, _KNOWN] = np.inf
+        chosen = np.flatnonzero(fitting & (waiting | np.isfinite(ranks).any(axis=1)))
+        some = Heads._make(column[chosen] for column in heads)
+        records = pack(stamps.stamps[chosen], some)
+        return Batch([alerts[row].alert_id for row in chosen.tolist()], ranks[chosen], records), int((~fitting).sum())
+
+    def _own_label(self, alert: Alert, *, asteroids: bool) -> int:
+        """Give the provenance of the label that the alert gives itself; 0 for none."""
+        if self._profile.injection is not None and _field(alert, "injection.injected"):
+            return _INJECTION
+        if not asteroids or self._profile.solar_system is None:
+            return 0
+        told = {name: _field(alert, path) for name, path in _TOLD}
+        verdict = judge(Facts(alert.alert_id, None, None, None, told), Tolerances())
+        return 0 if verdict.label is None else _SOLAR_SYSTEM
+
+
+def _times(alerts: Sequence[Alert]) -> Floats:
+    """When alerts were published: not in the future, where no alert would ever age."""
+    now = time()
+    times = np.array([alert.packet.timestamp_ms for alert in alerts], np.float64) / 1000.0  # None becomes NaN
+    return np.fmin(times, now)
+
+
+def _field(alert: Alert, name: str) -> object:
+    """Read one field; a text that is none says nothing."""
+    try:
+        return alert.field(name)
+    except RejectedAlertError:
+        return None
+
+
+def _shortened(text: str, most: int) -> bytes:
+    return text.encode()[:most].decode("utf-8", "ignore").encode()
