@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import redis
 
-from stream_vae.alert import Alert, FloatArray
+from stream_vae.alert import Alert, Codes, FloatArray, Scores
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
 from stream_vae.reservoir import Answer, Reservoir, layout_error
@@ -125,7 +125,7 @@ class Offering:
         self._thread = threading.Thread(target=self._run, name="reservoir", daemon=True)
         self._thread.start()
 
-    def observe(self, alerts: Sequence[Alert], stamps: Stamps) -> None:
+    def observe(self, alerts: Sequence[Alert], stamps: Stamps, codes: Codes, scores: Scores) -> None:
         """Offer the scoreable stamps of a batch; the pipeline calls this.
 
         Parameters
@@ -134,7 +134,12 @@ class Offering:
             One a row.
         stamps : Stamps
             As they were encoded.
+        codes : Codes
+            Not looked at.
+        scores : Scores
+            Not looked at.
         """
+        del codes, scores
         scoreable = stamps.scoreable
         if scoreable.all():
             self.offer([alert.alert_id for alert in alerts], stamps.stamps)

@@ -26,7 +26,7 @@ from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.settings import RegistrySettings
 from stream_vae.sky.packets import packet_schema, simulate_packets
 
-from releases import make_release
+from releases import LATENTS, make_release
 from stage_parts import avro_file, candidate, complete_settings, kafka_settings, packet
 
 GOOD = [avro_file(candidate(n)) for n in range(6)]
@@ -188,8 +188,8 @@ def test_three_cutouts_of_a_fits_survey_are_scored(store: ReleaseStore, tmp_path
         assert np.isfinite(found(outcome)["latent_mean"]).all()
 
 
-def test_the_observer_is_shown_every_alert_with_its_stamp(release: Release, metrics: Metrics) -> None:
-    seen: list[tuple[int, tuple[int, ...]]] = []
+def test_the_observer_is_shown_every_alert_with_its_stamp_code_and_scores(release: Release, metrics: Metrics) -> None:
+    seen: list[tuple[int, ...]] = []
     parts = stages(release)
     watched = Stages(
         parts.decoder,
@@ -198,10 +198,12 @@ def test_the_observer_is_shown_every_alert_with_its_stamp(release: Release, metr
         parts.scorer,
         parts.enricher,
         "dead",
-        observe=lambda alerts, stamps: seen.append((len(alerts), stamps.stamps.shape)),
+        observe=lambda alerts, stamps, codes, scores: seen.append(
+            (len(alerts), *stamps.stamps.shape, *codes.z_mean.shape, len(scores.real_score))
+        ),
     )
     run([*GOOD, b"junk"], watched, metrics)
-    assert seen == [(6, (6, 21, 21, 1))]
+    assert seen == [(6, 6, 21, 21, 1, 6, LATENTS, 6)]
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
