@@ -121,7 +121,7 @@ def test_the_verdict_of_the_gates_is_shown_as_a_table(tmp_path: Path) -> None:
     store = ReleaseStore(str(tmp_path / "store"))
     first = store.load(make_release(store, tmp_path / "first").id)
     gates = [
-        {"name": "auc", "passed": True, "challenger": 0.98765, "incumbent": 0.98, "limit": 0.97, "reason": "as good"},
+        {"name": "auc", "passed": True, "challenger": 0.98764, "incumbent": 0.98, "limit": 0.97, "reason": "as good"},
         {"name": "latency", "passed": False, "challenger": 3.0, "incumbent": None, "limit": 2.0, "reason": "too slow"},
     ]
     card = write_release(
