@@ -4,10 +4,14 @@ Serving reads the anchors of known real transients and the whitening for novelty
 retraining the anchor stamps; reports the PCA of the same size, to compare reconstructions with.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stream_vae.drift import write_shares
 
 Array = NDArray[np.float32]
 
@@ -26,6 +30,10 @@ def write_reference(
     real_z_log_var: Array,
     real_score: Array,
     seed: int,
+    bands: NDArray[np.str_] | None = None,
+    squared_error: Array | None = None,
+    shares: Mapping[str, float] | None = None,
+    shares_of: int = 0,
 ) -> None:
     """Write the reference of the training part.
 
@@ -43,6 +51,15 @@ def write_reference(
         Their scores.
     seed : int
         Of the choice of samples.
+    bands : ndarray of str, shape (n,), optional
+        Of the stamps, empty where unknown: drift compares each band with itself.
+    squared_error : ndarray, shape (k,), optional
+        Summed over pixels, of reconstructions of stamps that were held out: what drift takes for normal.
+    shares : Mapping, optional
+        Of the alerts that the stamps were drawn from, those with ``masked`` pixels and those that are ``unscoreable``:
+        drift judges what it knows.
+    shares_of : int
+        How many alerts these are shares of.
     """
     random = np.random.default_rng(seed)
     center, whitening = whiten(z_mean)
@@ -51,6 +68,11 @@ def write_reference(
     anchors = _some(np.arange(len(z_mean)), ANCHOR_STAMPS, random)
     real = _some(np.arange(len(real_z_mean)), REAL_ANCHORS, random)
     mean, components = principal_components(stamps, z_mean.shape[1])
+    known: dict[str, Any] = write_shares(shares, shares_of)
+    if bands is not None:
+        known["bands"] = bands[sample].astype(np.str_)
+    if squared_error is not None:
+        known["squared_error"] = np.asarray(squared_error, np.float32)[:DRIFT_SAMPLE]
     np.savez(
         path,
         real_z_mean=real_z_mean[real],
@@ -64,6 +86,7 @@ def write_reference(
         stamps_z_mean=z_mean[anchors],
         pca_mean=mean,
         pca_components=components,
+        **known,
     )
 
 
