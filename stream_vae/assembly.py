@@ -15,7 +15,9 @@ from stream_vae.model.release import Release
 from stream_vae.model.store import ReleaseStore
 from stream_vae.pipeline import Stages
 from stream_vae.reservoir import Reservoir, address, connect
+from stream_vae.runtime.monitor import Monitor
 from stream_vae.runtime.offering import TIMEOUT_S, Offering
+from stream_vae.runtime.vitals import Poster
 from stream_vae.sampling import CAPACITY_SETTINGS, Capacities
 from stream_vae.settings import KafkaSettings, RegistrySettings, Settings
 from stream_vae.stages.decode import Decoder
@@ -270,6 +272,39 @@ def offering_of(settings: Settings, release: Release, metrics: Metrics) -> Offer
         profile=profile_of(settings),
         recent_days=settings.reservoir.recent_days,
     )
+
+
+def monitor_of(settings: Settings, metrics: Metrics, *, slot: int = 0) -> Monitor | None:
+    """Start to watch over a worker's releases.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``survey``, ``[drift]`` and ``[reservoir]``, whose Redis is reported to.
+    metrics : Metrics
+        Where figures go.
+    slot : int
+        The worker's number.
+
+    Returns
+    -------
+    Monitor or None
+        None if drift is not enabled. To be closed; a Redis that does not answer is no error here.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is wrong.
+    """
+    if not settings.drift.enabled:
+        return None
+    profile, poster = profile_of(settings), None
+    if settings.reservoir.url is not None:
+        url = settings.reservoir.url.get_secret_value()
+        client = connect(url, timeout_s=TIMEOUT_S, ca_file=settings.reservoir.ca_file)
+        interval_s = settings.drift.post_interval_s
+        poster = Poster(client, profile.name, slot, metrics, interval_s=interval_s)
+    return Monitor(settings.drift, profile, metrics, poster)
 
 
 def release_of(settings: Settings) -> Release:

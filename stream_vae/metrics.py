@@ -44,7 +44,9 @@ class Metrics:
         Where they are registered; absent: a new one with process metrics.
     """
 
-    def __init__(self, survey: str, registry: CollectorRegistry | None = None) -> None:
+    def __init__(  # noqa: PLR0915 - one declaration after another, and nothing to follow
+        self, survey: str, registry: CollectorRegistry | None = None
+    ) -> None:
         if registry is None:
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)
@@ -126,6 +128,33 @@ class Metrics:
         )
         self.release_refused = gauge(
             "release_refused", "1 while the store's current release cannot be had or used and an older one scores"
+        )
+        self.trials = counter(
+            "challenger_trials_total",
+            "Releases that were put on trial beside the current one, by what became",
+            ("outcome",),
+        )
+        self.canary_alerts = counter("canary_alerts_total", "Alerts that a challenger scored and published")
+        self.shadow_alerts = counter(
+            "shadow_alerts_total", "Alerts that a challenger scored beside the current release"
+        )
+        self.shadow_skipped = counter("shadow_skipped_alerts_total", "Alerts that it had no time for")
+        self.shadow_difference = histogram(
+            "shadow_score_difference",
+            "Absolute difference between the challenger's score and the one that was published",
+            (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+        )
+        self.shadow_disagreements = counter(
+            "shadow_disagreements_total", "Alerts on the other side of a score of 0.5 by the challenger"
+        )
+
+        self.drift_psi = gauge(
+            "drift_psi", "Population stability index of the last window against the release", ("band", "figure")
+        )
+        self.drift_alarm = gauge("drift_alarm", "1 while the last window is over the limit", ("figure",))
+        self.drift_window = gauge("drift_window_alerts", "Alerts in the last window that was judged")
+        self.vitals_posts = counter(
+            "vitals_posts_total", "Reports to Redis for who watches over releases", ("outcome",)
         )
         Info("stream_vae_build", "The software", registry=registry).info({"version": __version__})
 

@@ -9,6 +9,7 @@ source and the sink, and `stream_vae.runtime.worker` runs the loop between them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from stream_vae.alert import Alert, Codes, Outcome, Packet, Rejected, Scores
 from stream_vae.errors import Reason
@@ -19,6 +20,9 @@ from stream_vae.stages.encode import Encoder
 from stream_vae.stages.enrich import Enricher
 from stream_vae.stages.score import Scorer
 from stream_vae.stages.stamp import Stamper, Stamps
+
+if TYPE_CHECKING:
+    from stream_vae.canary import Canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,21 @@ class Stages:
     enricher: Enricher
     dead_letter_topic: str
     observe: Callable[[Sequence[Alert], Stamps, Codes, Scores], None] | None = None
-    """Shown the stamps, codes and scores of each batch; must neither wait nor raise."""
+    """Shown each batch once it is scored; must neither wait nor raise."""
+    canary: "Canary | None" = None
+    """Another release, which scores and publishes a share of the alerts instead of this one."""
+
+
+class Scored(NamedTuple):
+    """What one release says of alerts."""
+
+    stages: Stages
+    alerts: Sequence[Alert]
+    stamps: Stamps
+    codes: Codes
+    scores: Scores
+    poison: list[int]
+    """Rows on which the encoder itself fails."""
 
 
 def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> list[Outcome]:
@@ -61,10 +79,69 @@ def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> lis
         alerts, rejected = stages.decoder.decode(packets)
     with metrics.stage("stamp"):
         stamps = stages.stamper.cut(alerts)
+    if stages.canary is None:
+        results = messages(score(alerts, stamps, stages, metrics), metrics)
+    else:
+        results = stages.canary.divide(alerts, stamps, stages, metrics)
+
+    rejected = [*rejected, *(result for result in results if isinstance(result, Rejected))]
+    metrics.count_rejected(rejected)
+    published = [result for result in results if isinstance(result, Outcome)]
+    return published + [dead_letter(each, stages.dead_letter_topic) for each in rejected]
+
+
+def score(alerts: Sequence[Alert], stamps: Stamps, stages: Stages, metrics: Metrics) -> Scored:
+    """Let a release encode and score stamps.
+
+    Parameters
+    ----------
+    alerts : sequence of Alert
+        Decoded alerts.
+    stamps : Stamps
+        One row an alert.
+    stages : Stages
+        Of the release.
+    metrics : Metrics
+        Where time is counted.
+
+    Returns
+    -------
+    Scored
+        One row an alert.
+
+    Raises
+    ------
+    RetriableError
+        If what encodes cannot be reached now.
+    """
     with metrics.stage("encode"):
         codes, stamps, poison = stages.encoder.encode(stamps)
     with metrics.stage("score"):
         scores = stages.scorer.score(codes)
+    return Scored(stages, alerts, stamps, codes, scores, poison)
+
+
+def messages(found: Scored, metrics: Metrics) -> list[Outcome | Rejected]:
+    """Make the messages of what a release found, and show it to who observes.
+
+    Parameters
+    ----------
+    found : Scored
+        From `score`.
+    metrics : Metrics
+        Where time, scores and flags are counted.
+
+    Returns
+    -------
+    list of Outcome or Rejected
+        One an alert, in order.
+
+    Raises
+    ------
+    RetriableError
+        If a schema must be registered and the registry cannot be reached.
+    """
+    stages, alerts, stamps, codes, scores, poison = found
     if stages.observe is not None:
         with metrics.stage("observe"):
             stages.observe(alerts, stamps, codes, scores)
@@ -74,9 +151,5 @@ def enriched(packets: Sequence[Packet], stages: Stages, metrics: Metrics) -> lis
     for row in poison:
         text = "the encoder fails on this alert alone"
         results[row] = Rejected(alerts[row].packet, Reason.POISON, "encode", text, alerts[row].alert_id)
-
-    rejected = [*rejected, *(result for result in results if isinstance(result, Rejected))]
     metrics.count_quality(quality, scores)
-    metrics.count_rejected(rejected)
-    published = [result for result in results if isinstance(result, Outcome)]
-    return published + [dead_letter(each, stages.dead_letter_topic) for each in rejected]
+    return results

@@ -144,6 +144,12 @@ class ReleaseSettings(Section):
         default=None, description="a release id, kept whatever the store calls current; absent: the current one"
     )
     poll_s: float = Field(default=10.0, gt=0, description="how often the store is asked for a new current release")
+    shadow_share: float = Field(
+        default=0.1, ge=0, le=1, description="the most of the alerts that a challenger in the shadow scores here"
+    )
+    probation_s: float = Field(
+        default=3600.0, ge=0, description="so long a new current release may be rolled back without being asked"
+    )
 
     @model_validator(mode="after")
     def _keeps_its_password_apart(self) -> "ReleaseSettings":
@@ -256,6 +262,23 @@ class ReservoirSettings(Section):
     )
 
 
+class DriftSettings(Section):
+    """Is the stream still what the release was trained on? Limits are measured: training/LOG.md."""
+
+    enabled: bool = True
+    window_alerts: int = Field(default=5_000, ge=100, le=10_000_000, description="a window ends with so many alerts")
+    window_s: float = Field(
+        default=600.0, gt=0, description="or after so long, once it has least_alerts; then its figures are exported"
+    )
+    psi_limit: float = Field(
+        default=0.4, gt=0, description="an alarm for a latent unit and for scores; for other figures a part of it"
+    )
+    least_alerts: int = Field(default=1_000, ge=100, description="in a window, or of a band in it, to say anything")
+    post_interval_s: float = Field(
+        default=10.0, gt=0, description="how often a worker reports to Redis, where reservoir.url is set"
+    )
+
+
 class FilterSettings(Section):
     """What is deliberately not published; counted, and never a default."""
 
@@ -292,6 +315,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     filter: FilterSettings = FilterSettings()
     reservoir: ReservoirSettings = ReservoirSettings()
+    drift: DriftSettings = DriftSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -1,17 +1,18 @@
 """``stream-vae releases``: what is in a store, and which of it is served."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
 from stream_vae.cli import EXIT_NO, app, console
 from stream_vae.cli.options import AsJson, Store, answer
+from stream_vae.model.challenger import Mode
 from stream_vae.model.release import ReleaseCard, problems
 from stream_vae.model.store import ReleaseStore
 
-group = typer.Typer(no_args_is_help=True, help="List, show, verify, promote and roll back releases.")
+group = typer.Typer(no_args_is_help=True, help="List, show, verify, try, promote and roll back releases.")
 app.add_typer(group, name="releases")
 
 ReleaseId = Annotated[str | None, typer.Argument(metavar="ID", help="An id or an unambiguous end of one.")]
@@ -26,14 +27,16 @@ def list_releases(store: Store, as_json: AsJson = False) -> None:
         stream-vae releases list --store releases
     """
     opened = ReleaseStore(store)
-    cards, current = opened.cards(), opened.current()
+    cards, current, trial = opened.cards(), opened.current(), opened.challenger()
+    challenger = trial.release if trial else None
     if as_json:
-        answer([card.model_dump(mode="json") | {"current": card.id == current} for card in cards])
+        marks = [{"current": card.id == current, "challenger": card.id == challenger} for card in cards]
+        answer([card.model_dump(mode="json") | mark for card, mark in zip(cards, marks, strict=True)])
         return
     table = Table("", Column("release", no_wrap=True), "made", "latents", "cutouts", "latent space", "AUC")
     for card in cards:
         table.add_row(
-            "*" if card.id == current else "",
+            "*" if card.id == current else "?" if card.id == challenger else "",
             card.id,
             f"{card.created_at:%Y-%m-%d %H:%M}",
             str(card.latent_size),
@@ -42,6 +45,8 @@ def list_releases(store: Store, as_json: AsJson = False) -> None:
             _auc(card),
         )
     console.print(table if cards else f"No releases in {store}.")
+    if trial:
+        console.print(f"? on trial since {trial.since:%Y-%m-%d %H:%M}, {trial.mode}, {trial.share:.0%} of the alerts")
 
 
 def _auc(card: ReleaseCard) -> str:
@@ -63,9 +68,30 @@ def show(store: Store, release: ReleaseId = None, as_json: AsJson = False) -> No
         answer(card.model_dump(mode="json"))
     else:
         console.print_json(card.model_dump_json())
+        if isinstance(verdict := card.metrics.get("verdict"), dict):
+            _print_verdict(verdict)
         for event in opened.history():
             if event["release"] == card.id:
                 console.print(f"{event['time']}  {event['event']}  {event.get('reason', '')}", highlight=False)
+
+
+def _print_verdict(verdict: dict[str, Any]) -> None:
+    """Print what the gates said of a release that was trained to replace another."""
+    table = Table("gate", "passed", "challenger", "incumbent", "limit", "reason", title=None)
+    for gate in verdict.get("gates", ()):
+        numbers = (_number(gate.get(key)) for key in ("challenger", "incumbent", "limit"))
+        passed = {True: "[green]yes[/green]", False: "[red]no[/red]"}.get(gate.get("passed"), "-")
+        table.add_row(str(gate.get("name", "")), passed, *numbers, str(gate.get("reason", "")))
+    console.print(f"\nVerdict: [bold]{verdict.get('decision', 'none')}[/bold]", highlight=False)
+    for reason in verdict.get("reasons", ()):
+        console.print(f"  {reason}", highlight=False)
+    console.print(table)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-" if value is None else str(value)
+    return f"{value:.4g}"
 
 
 @group.command()
@@ -124,6 +150,49 @@ def rollback(
         answer({"current": name})
     else:
         console.print(f"Current release: {name}")
+
+
+@group.command()
+def challenge(
+    release: Annotated[str, typer.Argument(metavar="ID", help="An id or an unambiguous end of one.")],
+    store: Store,
+    mode: Annotated[
+        Mode, typer.Option(help="shadow: scores alerts too, publishes none; canary: publishes a share of them.")
+    ] = "shadow",
+    share: Annotated[float, typer.Option(help="Of the alerts, chosen by their ids: above 0, up to 1.")] = 0.1,
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    as_json: AsJson = False,
+) -> None:
+    """Put a release on trial beside the current one; running workers take it up.
+
+    Examples:
+
+        stream-vae releases challenge 0123456789ab --store releases --mode canary --share 0.1
+    """
+    found = ReleaseStore(store).challenge(release, mode, share, reason=reason)
+    if as_json:
+        answer(found.model_dump(mode="json"))
+    else:
+        console.print(f"On trial: {found.release}, {found.mode}, {found.share:.0%} of the alerts", highlight=False)
+
+
+@group.command()
+def withdraw(
+    store: Store,
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    as_json: AsJson = False,
+) -> None:
+    """End the trial of a release; the current one goes on as it was.
+
+    Examples:
+
+        stream-vae releases withdraw --store releases --reason "scores differ too much"
+    """
+    name = ReleaseStore(store).withdraw(reason)
+    if as_json:
+        answer({"withdrawn": name})
+    else:
+        console.print(f"Withdrawn: {name}" if name else "Nothing was on trial.", highlight=False)
 
 
 @group.command()

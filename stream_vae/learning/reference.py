@@ -4,10 +4,14 @@ Serving reads the anchors of known real transients and the whitening for novelty
 retraining the anchor stamps; reports the PCA of the same size, to compare reconstructions with.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stream_vae.drift import write_shares
 
 Array = NDArray[np.float32]
 
@@ -27,6 +31,10 @@ def write_reference(
     real_score: Array,
     space: tuple[Array, Array] | None = None,
     seed: int,
+    bands: NDArray[np.str_] | None = None,
+    squared_error: Array | None = None,
+    shares: Mapping[str, float] | None = None,
+    shares_of: int = 0,
 ) -> None:
     """Write the reference of the training part.
 
@@ -46,6 +54,15 @@ def write_reference(
         Stamps and codes that the first release of this latent space left, handed on; absent: this is the first.
     seed : int
         Of the choice of samples.
+    bands : ndarray of str, shape (n,), optional
+        Of the stamps, empty where unknown: drift compares each band with itself.
+    squared_error : ndarray, shape (k,), optional
+        Summed over pixels, of reconstructions of stamps that were held out: what drift takes for normal.
+    shares : Mapping, optional
+        Of the alerts that the stamps were drawn from, those with ``masked`` pixels and those that are ``unscoreable``:
+        drift judges what it knows.
+    shares_of : int
+        How many alerts these are shares of.
     """
     random = np.random.default_rng(seed)
     center, whitening = whiten(z_mean)
@@ -56,6 +73,11 @@ def write_reference(
     mean, components = principal_components(stamps, z_mean.shape[1])
     own = stamps[anchors].astype(np.float16), z_mean[anchors]
     space_stamps, space_z_mean = own if space is None else space
+    known: dict[str, Any] = write_shares(shares, shares_of)
+    if bands is not None:
+        known["bands"] = bands[sample].astype(np.str_)
+    if squared_error is not None:
+        known["squared_error"] = np.asarray(squared_error, np.float32)[:DRIFT_SAMPLE]
     np.savez(
         path,
         real_z_mean=real_z_mean[real],
@@ -71,6 +93,7 @@ def write_reference(
         space_z_mean=space_z_mean,
         pca_mean=mean,
         pca_components=components,
+        **known,
     )
 
 

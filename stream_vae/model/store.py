@@ -4,6 +4,7 @@ A store is a folder or any fsspec URL::
 
     releases/<id>/          see `stream_vae.model.release`
     current.json            which one is served
+    challenger.json         which one is on trial beside it, if any
     history/<time>-<event>-<id>.json
 """
 
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,8 +24,10 @@ from pydantic import ValidationError
 
 from stream_vae import __version__
 from stream_vae.errors import ConfigError, RetriableError
+from stream_vae.model.challenger import Challenger, Mode
 from stream_vae.model.release import CARD, ENCODER, REQUIRED, Preprocessing, Release, ReleaseCard, problems, sha256
 
+_CHALLENGER = "challenger.json"
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}")
 
 
@@ -333,6 +337,120 @@ class ReleaseStore:
         try:
             self._write(self._root / "current.json", json.dumps(pointer, indent=2).encode())
             self.record(event, name, reason=reason, previous=previous)
+        except OSError as error:
+            raise RetriableError(f"The release store {self.url} cannot be written: {error}.") from error
+        # A trial was against what was served until now.
+        self._withdraw(f"{name} is served now", successor=name)
+        return name
+
+    def challenge(
+        self, release_id: str, mode: Mode = "shadow", share: float = 0.1, *, reason: str = "by hand"
+    ) -> Challenger:
+        """Put a release on trial beside the current one, instead of any that is on trial.
+
+        Parameters
+        ----------
+        release_id : str
+            As for `resolve`; verified first.
+        mode : {"shadow", "canary"}
+            Whether it only scores alerts too, or publishes them.
+        share : float
+            Of the alerts, above 0 and up to 1.
+        reason : str
+            Kept in the history.
+
+        Returns
+        -------
+        Challenger
+            As workers will read it.
+
+        Raises
+        ------
+        ConfigError
+            If it is not there, damaged, current, or takes other stamps than the current one; or the share is none.
+        RetriableError
+            If the store cannot be reached.
+        """
+        release, current = self.load(release_id), self.load()
+        if release.id == current.id:
+            raise ConfigError(f"Release {release.id} is the current one: it cannot challenge itself.")
+        if release.card.preprocessing != current.card.preprocessing:
+            raise ConfigError(
+                f"Release {release.id} prepares stamps in another way than {current.id}, which is current.",
+                remedy="They cannot be tried on the same stamps: `stream-vae releases compare` needs no stream.",
+            )
+        try:
+            challenger = Challenger(release=release.id, mode=mode, share=share, since=_now(), reason=reason)
+        except ValidationError as error:
+            found = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
+            raise ConfigError(f"This is no trial of {release.id}: {found}.") from None
+        try:
+            self._write(self._root / _CHALLENGER, challenger.model_dump_json(indent=2).encode())
+            self.record("challenged", release.id, reason=reason, mode=mode, share=share, current=current.id)
+        except OSError as error:
+            raise RetriableError(f"The release store {self.url} cannot be written: {error}.") from error
+        return challenger
+
+    def challenger(self) -> Challenger | None:
+        """Return what is on trial.
+
+        Returns
+        -------
+        Challenger or None
+            None if nothing is.
+
+        Raises
+        ------
+        ConfigError
+            If the pointer is damaged.
+        RetriableError
+            If the store cannot be reached.
+        """
+        try:
+            return Challenger.model_validate_json(self._fs.cat_file(str(self._root / _CHALLENGER)))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RetriableError(f"The release store {self.url} cannot be read: {error}.") from error
+        except ValidationError as error:
+            raise ConfigError(
+                f"{_CHALLENGER} of the release store {self.url} is damaged.",
+                remedy="End the trial: `stream-vae releases withdraw --store URL`.",
+            ) from error
+
+    def withdraw(self, reason: str = "by hand") -> str | None:
+        """End the trial; the current release goes on as it was.
+
+        Parameters
+        ----------
+        reason : str
+            Kept in the history.
+
+        Returns
+        -------
+        str or None
+            The release that was on trial; None if none was, or its pointer is damaged.
+
+        Raises
+        ------
+        RetriableError
+            If the store cannot be reached.
+        """
+        return self._withdraw(reason)
+
+    def _withdraw(self, reason: str, successor: str | None = None) -> str | None:
+        """Remove the pointer; a challenger that is served now was not withdrawn."""
+        name = None
+        with suppress(ConfigError):
+            found = self.challenger()
+            if found is None:
+                return None
+            name = found.release
+        try:
+            with suppress(FileNotFoundError):  # another one was faster
+                self._fs.rm_file(str(self._root / _CHALLENGER))
+            if name is not None and name != successor:
+                self.record("withdrawn", name, reason=reason)
         except OSError as error:
             raise RetriableError(f"The release store {self.url} cannot be written: {error}.") from error
         return name

@@ -1,8 +1,8 @@
 """Taking a new release while alerts go on: looked for, verified and warmed up beside the path, put in between batches.
 
-A thread asks the store which release is current. When that is another one than what scores, it fetches, verifies,
-builds and tries it; the worker's loop only takes the finished thing. Whatever is wrong with a release costs no
-alert: it is refused and reported, and the old one goes on.
+A thread asks the store which release is current, and which is on trial. When that is another one than before, it
+fetches, verifies, builds and tries it; the worker's loop only takes the finished thing. Whatever is wrong with a
+release costs no alert: it is refused and reported, and the old one goes on.
 """
 
 import logging
@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from stream_vae.errors import StreamVaeError
+from stream_vae.errors import ConfigError, RetriableError, StreamVaeError
 from stream_vae.metrics import Metrics
+from stream_vae.model.challenger import Challenger
 from stream_vae.model.release import Release
 from stream_vae.model.store import ReleaseStore
 from stream_vae.pipeline import Stages
@@ -27,8 +28,16 @@ class Prepared(NamedTuple):
     """Warmed up."""
 
 
+class Trial(NamedTuple):
+    """What is on trial, if anything is."""
+
+    challenger: Challenger | None = None
+    prepared: Prepared | None = None
+    """None where nothing is, or where it cannot be used."""
+
+
 class ReleaseWatch:
-    """Follows what a store calls current.
+    """Follows what a store calls current, and what it calls the challenger.
 
     Parameters
     ----------
@@ -49,11 +58,15 @@ class ReleaseWatch:
     ) -> None:
         self._url = url
         self._serving = release.id
+        self._preprocessing = release.card.preprocessing
         self._prepare = prepare
         self._metrics = metrics
         self._interval_s = interval_s
         self._complaint = ""
         self._ready: Prepared | None = None
+        self._trial: Trial | None = None
+        self._tried: Challenger | None = None
+        self._trial_complaint = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="releases", daemon=True)
         self._thread.start()
@@ -71,6 +84,19 @@ class ReleaseWatch:
         prepared, self._ready = self._ready, None
         return prepared
 
+    def take_trial(self) -> Trial | None:
+        """Take what became of the trial, if it changed.
+
+        Returns
+        -------
+        Trial or None
+            Given once: the one to hold from now on, or an empty one where none is any more.
+        """
+        if self._trial is None:
+            return None
+        trial, self._trial = self._trial, None
+        return trial
+
     def close(self) -> None:
         """Look no more; may be called twice. A release that is being prepared is left to itself."""
         self._stop.set()
@@ -78,6 +104,7 @@ class ReleaseWatch:
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
             self._look()
+            self._look_for_challenger()
 
     def _look(self) -> None:
         name = "the current one"
@@ -97,8 +124,46 @@ class ReleaseWatch:
             self._refuse(name, f"{type(error).__name__}: {error}")
         else:
             self._serving = release.id
+            self._preprocessing = release.card.preprocessing
+            self._tried = None  # whatever is on trial, it is against this one now
             self._ready = Prepared(release, stages)
             self._calm()
+
+    def _look_for_challenger(self) -> None:
+        found = None
+        name = "of the trial"
+        try:
+            store = ReleaseStore(self._url)
+            found = store.challenger()
+            if found == self._tried:
+                self._trial_complaint = ""
+                return
+            if found is not None and found.release != self._serving:
+                name = found.release
+                prepared = self._challenge(store.load(name))
+            else:
+                prepared = None
+        except RetriableError:
+            return  # the store is away for now, which `_look` says
+        except Exception as error:  # noqa: BLE001 - nothing in a release may end the thread that looks for the next
+            self._refuse_trial(name, str(error) if isinstance(error, StreamVaeError) else repr(error))
+        else:
+            self._tried, self._trial, self._trial_complaint = found, Trial(found, prepared), ""
+
+    def _challenge(self, release: Release) -> Prepared:
+        if release.card.preprocessing != self._preprocessing:
+            raise ConfigError("it prepares stamps in another way than the current one.")
+        return Prepared(release, self._prepare(release))
+
+    def _refuse_trial(self, name: str, why: str) -> None:
+        """End the trial that there was, and try again, as a store can be mended."""
+        if self._tried is not None:
+            self._tried, self._trial = None, Trial()
+        complaint = f"challenger {name} of {self._url} is not tried: {why}"
+        if complaint != self._trial_complaint:
+            log.error("%s", complaint)
+            self._metrics.trials.labels(self._metrics.survey, "refused").inc()
+        self._trial_complaint = complaint
 
     def _calm(self) -> None:
         self._complaint = ""

@@ -16,7 +16,8 @@ from stream_vae.metrics import Metrics
 from stream_vae.model.release import Release
 from stream_vae.pipeline import Stages, enriched
 from stream_vae.runtime.status import Standing
-from stream_vae.runtime.swap import Prepared, ReleaseWatch
+from stream_vae.runtime.swap import Prepared, ReleaseWatch, Trial
+from stream_vae.runtime.trial import Running, together
 from stream_vae.settings import Settings
 from stream_vae.stages.batch import by_bytes
 from stream_vae.stages.ledger import Ledger, Partition
@@ -111,19 +112,56 @@ class Worker:
         )
         self._sink.source = self._source
         self._offering = assembly.offering_of(settings, self.release, metrics)
+        self._monitor = assembly.monitor_of(settings, metrics, slot=slot)
+        self._trial: Running | None = None
+        self._own_stages = self._stages
         self._score_with(self.release, self._stages)
         self._watch = self._follow() if follow else None
 
     def _score_with(self, release: Release, stages: Stages) -> None:
-        self.release = release
-        self._stages = replace(stages, observe=self._offering.observe) if self._offering else stages
+        self.release, self._own_stages = release, stages
+        self._gauge = self._monitor.gauge(release, current=True) if self._monitor else None
+        self._arm()
         survey, space = self._metrics.survey, release.card.latent_space
         self._metrics.release_info.info({"survey": survey, "release": release.id, "latent_space": space})
         log.info("release %s scores, encoded by %s", release.id, stages.encoder.network.name)
 
+    def _arm(self) -> None:
+        """Score with the current release, shown to whoever observes, and let the trial have its share."""
+        observers = [self._offering.observe] if self._offering else []
+        own = [*observers, self._gauge.observe] if self._gauge else observers
+        if self._trial is None:
+            self._stages = replace(self._own_stages, observe=together(own))
+        else:
+            self._stages = self._trial.arm(self._own_stages, own)
+
+    def _try(self, new: Trial) -> None:
+        """Take a challenger on from the next batch on, instead of the one that there was."""
+        if self._trial is not None:
+            self._end_trial()
+        fits = new.prepared and new.prepared.release.card.preprocessing == self.release.card.preprocessing
+        if new.challenger is not None and new.prepared is not None and fits:
+            gauge = self._monitor.gauge(new.prepared.release) if self._monitor else None
+            self._trial = Running(
+                new.challenger,
+                new.prepared,
+                self._metrics,
+                gauge=gauge,
+                observers=[self._offering.observe] if self._offering else [],
+                most_in_shadow=self._settings.release.shadow_share,
+            )
+        self._arm()
+
+    def _end_trial(self) -> None:
+        assert self._trial is not None
+        log.info("release %s is not on trial any more", self._trial.release.id)
+        self._metrics.trials.labels(self._metrics.survey, "ended").inc()
+        self._trial.close()
+        self._trial = None
+
     def _follow(self) -> ReleaseWatch:
         def prepare(release: Release) -> Stages:
-            stages, network = self._stages, self._open_network
+            stages, network = self._own_stages, self._open_network
             return assembly.stages_of(self._settings, release, self._registry, before=stages, open_network=network)
 
         section = self._settings.release
@@ -132,6 +170,8 @@ class Worker:
     def _swap(self, new: Prepared) -> None:
         """Score with a new release from the next batch on."""
         before = self.release
+        if self._trial is not None:
+            self._end_trial()  # it was against the old one; if there is one against this, it comes by itself
         if self._offering is not None and new.release.card.preprocessing != before.card.preprocessing:
             self._offering.close(timeout_s=0)  # what it holds was prepared in the old way
             self._offering = assembly.offering_of(self._settings, new.release, self._metrics)
@@ -225,7 +265,9 @@ class Worker:
     def _turn(self) -> None:
         packets = self._source.read()
         if self._watch is not None and (new := self._watch.take()) is not None:
-            self._swap(new)  # before the batch at hand: each is scored by one release
+            self._swap(new)  # before the batch at hand, which is then scored by it
+        if self._watch is not None and (trial := self._watch.take_trial()) is not None:
+            self._try(trial)
         self._heartbeat = monotonic()
         if self._gave_up:
             self._gave_up = False
@@ -311,6 +353,10 @@ class Worker:
             self._registry.close()
         if self._offering is not None:
             self._offering.close()
+        if self._trial is not None:
+            self._trial.close()
+        if self._monitor is not None:
+            self._monitor.close()
 
 
 def check_topics(settings: Settings) -> None:

@@ -277,10 +277,32 @@ def simulate_pair(
         Those of the pair, in random order; there may be none.
     """
     rng = np.random.default_rng((seed, group))
-    field = _expose_field(rng, draw_pair_conditions(rng, like, fading), size)
-    candidates = _choose(rng, field.candidates)
-    stamps = _cut(rng, field.conditions, field.difference, candidates, size=size, group=group)
+    stamps = stamps_under(draw_pair_conditions(rng, like, fading), rng, size=size, group=group)
     return stamps if like is None else _take(stamps, like.passes(rng, stamps.stamps[..., 0]))
+
+
+def stamps_under(conditions: Conditions, rng: np.random.Generator, *, size: int, group: int) -> SimulatedStamps:
+    """Simulate one image pair under given conditions.
+
+    Parameters
+    ----------
+    conditions : Conditions
+        Of the pair.
+    rng : numpy.random.Generator
+        Sky, noise and artefacts come from it.
+    size : int
+        Pixels along each side of a stamp.
+    group : int
+        Number of the pair.
+
+    Returns
+    -------
+    SimulatedStamps
+        In random order; there may be none.
+    """
+    field = _expose_field(rng, conditions, size)
+    candidates = _choose(rng, field.candidates)
+    return _cut(rng, field.conditions, field.difference, candidates, size=size, group=group)
 
 
 def simulate_field(

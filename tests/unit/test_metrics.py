@@ -29,6 +29,9 @@ BARE = {
     "build",
     "reservoir_circuit_open",
     "alerts_in_flight",
+    "shadow_score_difference",
+    "drift_psi",
+    "drift_alarm",
 }
 """Shares and states, which have no unit."""
 SCALED = re.compile(r"(^|_)(ms|us|ns|millis|micros|minutes|hours|kb|mb|kib|mib|percent)(_|$)")
@@ -46,6 +49,8 @@ CLOSED_LABELS = {
     "event",
     "stratum",
     "worker",
+    "band",
+    "figure",
 }
 
 

@@ -2,20 +2,18 @@
 
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from stream_vae.metrics import Metrics
 from stream_vae.model.release import SCORER
 from stream_vae.model.store import ReleaseStore
-from stream_vae.runtime.worker import Worker
 
-from deployment import Deployment, deploy
+from deployment import Deployment
 from flow import Record, check_books, read, send, total
+from following import follow, value, working
 from releases import make_release, write_encoder
 from servers import Kafka
 from stage_parts import avro_file, candidate
@@ -30,30 +28,6 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@contextmanager
-def working(deployment: Deployment) -> Iterator[tuple[Worker, Metrics]]:
-    metrics = Metrics("candidate")
-    worker = Worker(deployment.settings, metrics)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        yield worker, metrics
-    finally:
-        worker.stop()
-        thread.join(WAIT_S)
-    assert not thread.is_alive()
-
-
-def follow(kafka: Kafka, folder: Path, **release: object) -> tuple[Deployment, ReleaseStore, str]:
-    """A deployment that looks for releases all the time, its store, and the release that it begins with."""
-    store = ReleaseStore(str(folder / "store"))
-    first = store.ids()[0] if store.folders() else make_release(store, folder / "first", seed=9).id
-    section = {"poll_s": 0.05, **release}
-    deployment = deploy(kafka, folder, survey="candidate", release=section)  # makes a release of its own, seed 0
-    store.promote(first)
-    return deployment, store, first
-
-
 def publish(deployment: Deployment, count: int, metrics: Metrics) -> None:
     """Send so many alerts and wait until they are out."""
     before = total(metrics, "stream_vae_alerts_published_total")
@@ -63,10 +37,6 @@ def publish(deployment: Deployment, count: int, metrics: Metrics) -> None:
 
 def scored_by(deployment: Deployment, topic: str) -> list[str]:
     return [record.header("stream_vae.release").decode() for record in read(deployment.kafka, topic)]
-
-
-def value(metrics: Metrics, name: str, **labels: str) -> float:
-    return metrics.registry.get_sample_value(name, {"survey": "candidate", **labels}) or 0.0
 
 
 def test_a_release_that_becomes_current_scores_from_the_next_batch_on(embedded_kafka: Kafka, tmp_path: Path) -> None:
