@@ -327,6 +327,40 @@ class FleetMetrics:
         return self._restarts.labels(self._survey, worker)
 
 
+class TrainerMetrics:
+    """The metrics of the process that retrains.
+
+    Parameters
+    ----------
+    survey : str
+        Labels everything.
+    registry : CollectorRegistry, optional
+        Where they are registered; absent: a new one with process metrics.
+    """
+
+    def __init__(self, survey: str, registry: CollectorRegistry | None = None) -> None:
+        if registry is None:
+            registry = CollectorRegistry()
+            ProcessCollector(registry=registry)
+        self.registry = registry
+        self.survey = survey
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"stream_vae_{name}", text, ("survey", *labels), registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"stream_vae_{name}", text, ("survey", *labels), registry=registry)
+
+        self.retrainings = counter("retrainings_total", "Retrainings that ended with a release", "trigger", "fate")
+        self.failures = counter("retraining_failures_total", "Retrainings that ended without one", "error")
+        self.running = gauge("retraining_running", "1 while a retraining runs")
+        self.last = gauge("retraining_last_timestamp_seconds", "When the last retraining's release was made")
+        self.new_alerts = gauge("retraining_new_alerts", "Alerts since the last retraining, about")
+        self.trials = counter("trials_total", "Trials of releases beside the one that is served, by their end", "end")
+        self.rollbacks = counter("rollbacks_total", "Releases that were taken back because they did harm")
+        self.looks_failed = counter("trainer_looks_failed_total", "Looks at store, Redis or labels that failed", "what")
+
+
 def _observe(histogram: Histogram, values: FloatArray) -> None:
     for value in values[np.isfinite(values)].tolist():
         histogram.observe(value)

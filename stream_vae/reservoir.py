@@ -284,6 +284,27 @@ class Reservoir:
                 f"The record is no stamp as the reservoir of {self.survey} holds them: its length differs."
             )
 
+    @property
+    def client(self) -> Any:
+        """Of the server, for what else of this survey is kept there."""
+        return self._client
+
+    def seen(self) -> int:
+        """Say how many alerts the uniform stratum is a sample of; much less work than `stats`.
+
+        Returns
+        -------
+        int
+            Counted until it is full, then estimated.
+
+        Raises
+        ------
+        ConfigError
+            If Redis does not answer, or holds another version's keys.
+        """
+        with answering(self.where):
+            return self._stratum(UNIFORM, self._read_meta()).seen or 0
+
     def labels(self) -> LabelTable:
         """Read all labels: those that were given, and those of alerts that label themselves.
 

@@ -82,6 +82,33 @@ class Sample:
             some(self.strata),
         )
 
+    @classmethod
+    def load(cls, path: Path, preprocessing: Preprocessing) -> "Sample":
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : Path
+            The .npz.
+        preprocessing : Preprocessing
+            How the stamps were prepared, which the file does not say.
+
+        Returns
+        -------
+        Sample
+            The same.
+
+        Raises
+        ------
+        OSError, ValueError, KeyError, zipfile.BadZipFile
+            If it is no such file.
+        """
+        # Opened here: numpy leaves a file open that is no archive.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            numbers: dict[str, Any] = {name: file[name] for name in _NUMBERS}
+            texts: dict[str, Any] = {name: tuple(file[name].tolist()) for name in _TEXTS}
+        return cls(preprocessing=preprocessing, **numbers, **texts)
+
     def save(self, path: Path) -> None:
         """Write a file that ``--data`` takes.
 
@@ -104,5 +131,6 @@ class Sample:
             raise ConfigError(f"{path} cannot be written: {error.strerror}.", remedy="Name another file.") from error
 
 
+_NUMBERS = ("stamps", "labels", "time_s", "novelty", "quality")
 _NUMBERS = ("stamps", "labels", "time_s", "novelty", "quality")
 _TEXTS = ("alert_ids", "provenances", "bands", "strata")

@@ -279,6 +279,40 @@ class DriftSettings(Section):
     )
 
 
+class RetrainSettings(Section):
+    """When the model is trained anew from the reservoir, with what, and how a better one comes to be served."""
+
+    every_h: float | None = Field(
+        default=None, gt=0, description="so many hours after the last retraining comes the next; absent: no timer"
+    )
+    after_alerts: int | None = Field(
+        default=None,
+        ge=1,
+        description="so many new alerts since the last retraining ask for the next; absent: no count",
+    )
+    on_drift: bool = Field(default=False, description="an alarm of drift asks for a retraining")
+    least_interval_s: float = Field(
+        default=3600.0, ge=0, description="no retraining sooner than this after the last one began, whatever asks"
+    )
+    promotion: Literal["direct", "canary", "shadow", "none"] = Field(
+        default="direct",
+        description="of a release that passed all gates: at once, after a trial on a share of the alerts or unseen, "
+        "or by hand",
+    )
+    trial_share: float = Field(default=0.1, gt=0, le=1, description="share of the alerts of a trial")
+    trial_alerts: int = Field(default=5_000, ge=100, description="a trial ends when so many alerts were scored by it")
+    trial_h: float = Field(default=24.0, gt=0, description="a trial that has not ended by then is withdrawn")
+    work: Path | None = Field(
+        default=None, description="folder of the retraining at hand, from which a killed one goes on; absent: none does"
+    )
+    cpus: float = Field(default=1.0, gt=0, description="CPUs that Ray sets aside for a retraining")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs, or a share of one, likewise")
+    poll_s: float = Field(default=30.0, gt=0, description="how often it is looked whether to retrain")
+    lock_s: float = Field(
+        default=60.0, ge=1, description="a retraining that is dead or cut off holds its lock so long and no longer"
+    )
+
+
 class FilterSettings(Section):
     """What is deliberately not published; counted, and never a default."""
 
@@ -316,6 +350,7 @@ class Settings(BaseSettings):
     filter: FilterSettings = FilterSettings()
     reservoir: ReservoirSettings = ReservoirSettings()
     drift: DriftSettings = DriftSettings()
+    retrain: RetrainSettings = RetrainSettings()
 
     @classmethod
     def settings_customise_sources(

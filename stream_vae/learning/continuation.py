@@ -13,6 +13,7 @@ Hinton, Vinyals & Dean 2015 (distillation); Shen et al. 2020 (new codes that may
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -200,7 +201,7 @@ def released(model: Autoencoder) -> Autoencoder:
     """
     if not isinstance(model, _Held):
         return model
-    plain = CVAE.from_config(model.get_config())
+    plain: CVAE = CVAE.from_config(model.get_config())
     _take_over(model, plain)
     return plain
 
@@ -217,7 +218,8 @@ def _take_over(giver: Autoencoder, taker: Autoencoder) -> None:
     taker.variance.assign(keras.ops.convert_to_numpy(giver.variance))
     taker.steps.assign(keras.ops.convert_to_numpy(giver.steps))
     for name in ("label_head", "prior"):
-        mine, other = getattr(taker, name, None), getattr(giver, name, None)
+        mine: Any = getattr(taker, name, None)
+        other: Any = getattr(giver, name, None)
         if mine is not None and type(mine) is type(other) and hasattr(mine, "get_weights"):
             mine.set_weights(other.get_weights())
 
@@ -246,7 +248,7 @@ class _Held(CVAE):
         super().__init__(**{name: value for name, value in config.items() if name not in ("trainable", "dtype")})
         self._weight = weight
         # A closure and no layers of ours: the teachers' weights are not this model's.
-        self._apart = lambda stamps, z_mean, z_log_var: _divergence(judges, stamps, z_mean, z_log_var)
+        self._apart = partial(_divergence, lambda: judges)
         self.parts["divergence"] = keras.metrics.Mean(name="divergence")
 
     def compute_loss(
@@ -263,10 +265,10 @@ class _Held(CVAE):
         return loss + self._weight * keras.ops.mean(divergence)
 
 
-def _divergence(judges: tuple[Judge, ...], stamps: Tensor, z_mean: Tensor, z_log_var: Tensor) -> Tensor:
+def _divergence(judges: Callable[[], tuple[Judge, ...]], stamps: Tensor, z_mean: Tensor, z_log_var: Tensor) -> Tensor:
     """(n,) nats; each stamp is held to the first teacher that knows its like."""
     total, free = 0.0, 1.0
-    for judge in judges:
+    for judge in judges():
         old_mean, old_log_var, known = judge(stamps)
         total = total + free * known * losses.divergence(z_mean, z_log_var, old_mean, old_log_var)
         free = free * (1.0 - known)

@@ -1,92 +1,134 @@
-"""Train anew on what the reservoir kept, and promote the result if it is no worse than what is served.
+"""Train on what the reservoir kept, judge the release, and see to what becomes of it.
 
-The rule, on held-out stamps that neither this training nor any later one sees (`stream_vae.sampling.held_out`):
-the challenger's mean squared error of reconstruction is at most the incumbent's, and it has at least as many
-active units. If not, it stays in the store unpromoted and the store's history says why.
+One retraining: the survey's lock, a snapshot of the reservoir, a fit that goes on from the incumbent, a scorer fitted
+and calibrated anew, the gates (`stream_vae.learning.gates`) and whether the latent space stays
+(`stream_vae.learning.succession`). The verdict stands in the new release's card, which is in the store whatever it
+says; then the release is promoted, put on trial or left. A share of all alerts (`stream_vae.sampling.held_out`) is
+never trained on, in this retraining or in any other: those are what releases are judged on.
 
-Not here yet: a warm start and alignment, so a challenger has a latent space of its own; gates on scores,
-calibration and latency; shadow scoring; a timer; a lock against a second retraining at the same time. The
-strata beside the uniform one and the reservoir's labels are not used, so the scorer learns from simulated stamps.
+When to retrain is `stream_vae.learning.trainer`'s business.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_vae import assembly
-from stream_vae.alert import FloatArray
-from stream_vae.errors import ConfigError
-from stream_vae.learning.compare import look
-from stream_vae.learning.data.stamps import CHUNK, UNKNOWN, Chunk, StampSource
-from stream_vae.learning.measures import active_units
+from stream_vae.errors import ConfigError, FatalError
+from stream_vae.learning import job as jobs
+from stream_vae.learning.data.source import simulated
+from stream_vae.learning.data.stamps import BOGUS, CHUNK, REAL, UNKNOWN, Chunk, StampSource, read_stamps
+from stream_vae.learning.encode import EVALUATION_SEED
+from stream_vae.learning.gates import LEAST_OF_A_CLASS, FrozenSet
+from stream_vae.learning.job import Job
+from stream_vae.learning.lock import Lease, locked
 from stream_vae.learning.recipe import Recipe, build_recipe, load_recipe
+from stream_vae.learning.succession import Succession, first_of_space
 from stream_vae.model.reconstruct import DECODER
-from stream_vae.model.release import Release, ReleaseCard
+from stream_vae.model.release import KERAS, Release, ReleaseCard
 from stream_vae.model.store import ReleaseStore
-from stream_vae.reservoir import LAYOUT, Reservoir, Sample
-from stream_vae.sampling import HELD_OUT_SHARE, UNIFORM, held_out
+from stream_vae.quality import Quality
+from stream_vae.reservoir import LAYOUT, Reservoir
+from stream_vae.sample import Sample
+from stream_vae.sampling import HELD_OUT_SHARE, held_out
 from stream_vae.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LEAST_HELD_OUT = 64
 """Fewer stamps say little about which release is better."""
+LEAST_LABELLED = 40
+"""Of a class, to fit a scorer to: fewer, and simulated stamps teach it more."""
 MOST_DRAWN = 200_000
 """Unless the recipe's data.max_stamps says otherwise: they are drawn into memory, 350 MB at 21x21."""
-_STRATA = (UNIFORM,)
-"""That are trained on."""
+SIMULATED_TEST = 2000
+"""Stamps of the frozen simulated set: the only labelled one where nobody labels."""
+_NATURAL = ("recent", "uniform", "rare")
+"""Strata that hold what the survey sees: anchors are what people chose, `known` what is real."""
+
+Fate = Literal["promoted", "on_trial", "not_promoted", "superseded"]
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What a release is judged by."""
-
-    squared_error: float
-    """Mean over stamps, summed over pixels."""
-    active_units: int
-
-
-@dataclass(frozen=True)
-class Verdict:
+class Retrained:
     """What became of a retraining."""
 
     release: ReleaseCard
     incumbent: str
-    promoted: bool
+    fate: Fate
     reason: str
+    verdict: dict[str, Any]
+    """Of the gates, as the card has it."""
     held_out: int
-    """Stamps that both were judged on."""
-    challenger_figures: Figures
-    incumbent_figures: Figures
+    """Stamps that both were judged on, simulated ones not counted."""
+    resumed: bool = False
+    labels: dict[str, int] = field(default_factory=dict)
+    """That the reservoir gave for training, by what they say."""
 
+    @property
+    def promoted(self) -> bool:
+        """Whether it is served now."""
+        return self.fate == "promoted"
 
-@dataclass(frozen=True)
-class _Parts:
-    """A sample, parted by whether its alerts may be trained on."""
+    def document(self) -> dict[str, Any]:
+        """Give plain values.
 
-    train: Sample
-    held_out: Sample
+        Returns
+        -------
+        dict
+            The release by its id.
+        """
+        return {
+            "release": self.release.id,
+            "latent_space": self.release.latent_space,
+            "incumbent": self.incumbent,
+            "fate": self.fate,
+            "promoted": self.promoted,
+            "reason": self.reason,
+            "verdict": self.verdict,
+            "held_out": self.held_out,
+            "resumed": self.resumed,
+            "labels": self.labels,
+            "data": self.release.data,
+        }
 
 
 def retrain_now(
-    settings: Settings, recipe: Recipe | str | None = None, *, promote: bool = True, progress: bool = True
-) -> Verdict:
-    """Draw stamps from the reservoir, train on them, judge the release and perhaps promote it.
+    settings: Settings,
+    recipe: Recipe | str | None = None,
+    *,
+    promote: bool = True,
+    from_scratch: bool = False,
+    trigger: str = "hand",
+    progress: bool = True,
+) -> Retrained:
+    """Retrain once, in this process.
 
     Parameters
     ----------
     settings : Settings
-        ``survey``, ``[reservoir]`` and ``[release]``; the incumbent is the release that workers would load.
+        ``survey``, ``[reservoir]``, ``[release]`` and ``[retrain]``; the incumbent is the release that workers would
+        load.
     recipe : Recipe or str, optional
         A recipe, a name or a file; absent: the incumbent's own.
     promote : bool
-        Whether a release that is no worse gets served.
+        Whether a release that passes all gates gets served or tried, as ``retrain.promotion`` says.
+    from_scratch : bool
+        Begin with random weights: the latent space is another one then.
+    trigger : str
+        What asked for it, for the card.
     progress : bool
         Show it.
 
     Returns
     -------
-    Verdict
+    Retrained
         The new release is in the store in any case.
 
     Raises
@@ -94,86 +136,104 @@ def retrain_now(
     ConfigError
         If there is no reservoir, no Redis, no incumbent, or there are too few stamps; nothing was trained then.
     RetriableError
-        If the store cannot be reached.
+        If the store cannot be reached, or another retraining of the survey runs.
+    FatalError
+        If the lock was lost meanwhile: the release is in the store and not served.
     """
     store = ReleaseStore(settings.release.store)
     incumbent = store.load(settings.release.id)
     chosen = _recipe(recipe, incumbent)
-    reservoir = assembly.reservoir_of(settings)
-    try:
-        sample = _draw(reservoir, chosen)
-    finally:
-        reservoir.close()
-    parts = _part(sample, reservoir.survey, chosen)
-    before = figures(incumbent, parts.held_out.stamps)
+    section = settings.retrain
+    with closing(assembly.reservoir_of(settings)) as reservoir:
+        reservoir.seen()  # a Redis that does not answer, or holds another's keys, is told here, with the remedy
+        with (
+            locked(reservoir.client, reservoir.survey, expires_s=section.lock_s) as lease,
+            jobs.opened(
+                section.work,
+                reservoir.survey,
+                incumbent=incumbent.id,
+                recipe=chosen,
+                draw=lambda: _draw(reservoir, chosen),
+            ) as job,
+        ):
+            return _retrain(
+                settings, store, incumbent, chosen, job, lease, _How(promote, from_scratch, trigger, progress)
+            )
+
+
+@dataclass(frozen=True)
+class _How:
+    promote: bool
+    from_scratch: bool
+    trigger: str
+    progress: bool
+
+
+def _retrain(
+    settings: Settings,
+    store: ReleaseStore,
+    incumbent: Release,
+    recipe: Recipe,
+    job: Job,
+    lease: Lease,
+    how: _How,
+) -> Retrained:
+    survey = assembly.profile_of(settings).name
+    apart = held_out(survey, job.sample.alert_ids)
+    train_part, judged = job.sample.rows(~apart), job.sample.rows(apart)
+    natural = np.isin(judged.strata, _NATURAL)
+    _check_enough(survey, recipe, len(train_part.stamps), int(natural.sum()))
+    _check_incumbent(incumbent, from_scratch=how.from_scratch)
+    recipe, labels = _scorer_of(recipe, train_part)
+    sets = _sets(recipe, judged.rows(natural), judged)
+    succession = Succession(incumbent, sets, first_of_space(store, incumbent))
 
     from stream_vae.learning.train import train  # TensorFlow: only once it is known that there is work for it
 
-    card = train(chosen, _source(parts, reservoir, incumbent), store, progress=progress)
-    after = figures(store.load(card.id), parts.held_out.stamps)
-    better, reason = judge(after, before)
-    served = store.resolve(settings.release.id)
-    if served != incumbent.id:
-        better, reason = False, f"{served} was promoted meanwhile; judged against {incumbent.id}: {reason}"
-    if better and promote:
-        store.promote(card.id, reason=f"retrained: {reason}")
-    else:
-        kept_back = reason if promote else f"asked not to promote; {reason}"
-        store.record("not_promoted", card.id, reason=kept_back, incumbent=incumbent.id)
-    return Verdict(card, incumbent.id, better and promote, reason, len(parts.held_out.stamps), after, before)
-
-
-def figures(release: Release, stamps: FloatArray) -> Figures:
-    """Measure what a release is judged by, through its exported graphs.
-
-    Parameters
-    ----------
-    release : Release
-        Verified.
-    stamps : ndarray, shape (n, size, size, channels)
-        Scaled, prepared as the release wants them.
-
-    Returns
-    -------
-    Figures
-        On these stamps.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot reconstruct.
-    """
-    view = look(release, stamps)
-    if view.squared_error is None:
-        raise ConfigError(
-            f"Release {release.id} has no {DECODER}, so nothing can be compared with it.",
-            remedy="Export the reservoir and train on the file: `stream-vae train --data FILE.npz --promote`.",
-        )
-    return Figures(float(view.squared_error.mean()), active_units(view.z_mean))
-
-
-def judge(challenger: Figures, incumbent: Figures) -> tuple[bool, str]:
-    """Apply the rule.
-
-    Parameters
-    ----------
-    challenger, incumbent : Figures
-        On the same stamps.
-
-    Returns
-    -------
-    no_worse : bool
-        In neither figure.
-    reason : str
-        Both figures of both.
-    """
-    error_fits = challenger.squared_error <= incumbent.squared_error
-    units_fit = challenger.active_units >= incumbent.active_units
-    reason = (
-        f"squared error {challenger.squared_error:.4g} {'<=' if error_fits else '>'} {incumbent.squared_error:.4g}, "
-        f"active units {challenger.active_units} {'>=' if units_fit else '<'} {incumbent.active_units}"
+    card = train(
+        recipe,
+        _source(survey, train_part, labels, job, incumbent, how.trigger),
+        store,
+        checkpoint=job.checkpoint,
+        resume=job.checkpoint is not None,
+        succession=succession,
+        go_on=not how.from_scratch,
+        progress=how.progress,
     )
-    return error_fits and units_fit, reason
+    fate, reason = _settle(settings, store, card, incumbent.id, lease, promote=how.promote)
+    counts = {"real": int((labels == REAL).sum()), "bogus": int((labels == BOGUS).sum())}
+    verdict = card.metrics["verdict"]
+    return Retrained(card, incumbent.id, fate, reason, verdict, int(natural.sum()), job.resumed, counts)
+
+
+def _settle(
+    settings: Settings, store: ReleaseStore, card: ReleaseCard, incumbent: str, lease: Lease, *, promote: bool
+) -> tuple[Fate, str]:
+    verdict = card.metrics["verdict"]
+    reason = "; ".join(verdict["reasons"])
+    if not lease.held():
+        store.record("not_promoted", card.id, reason="the lock of its retraining was lost", incumbent=incumbent)
+        raise FatalError(
+            f"The lock of this retraining was lost before {card.id} could be promoted.",
+            remedy="It is in the store: `stream-vae releases promote` serves it, if no other was trained meanwhile.",
+        )
+    served = store.resolve(settings.release.id)
+    if served != incumbent:
+        reason = f"{served} was promoted meanwhile; judged against {incumbent}: {reason}"
+        store.record("not_promoted", card.id, reason=reason, incumbent=incumbent)
+        return "superseded", reason
+    way = settings.retrain.promotion if promote else "none"
+    if verdict["decision"] == "reject" or way == "none":
+        kept_back = reason if verdict["decision"] == "reject" or promote else f"asked not to promote; {reason}"
+        store.record("not_promoted", card.id, reason=kept_back, incumbent=incumbent)
+        return "not_promoted", reason
+    if verdict["decision"] == "promote" and way == "direct":
+        store.promote(card.id, reason=f"retrained: {reason}")
+        return "promoted", reason
+    # What the gates could not decide is looked at unseen, whatever the way.
+    mode: Literal["shadow", "canary"] = "canary" if way == "canary" and verdict["decision"] == "promote" else "shadow"
+    store.challenge(card.id, mode=mode, share=settings.retrain.trial_share, reason=f"retrained: {reason}")
+    return "on_trial", reason
 
 
 def _recipe(recipe: Recipe | str | None, incumbent: Release) -> Recipe:
@@ -190,50 +250,125 @@ def _recipe(recipe: Recipe | str | None, incumbent: Release) -> Recipe:
     return chosen
 
 
-def _draw(reservoir: Reservoir, recipe: Recipe) -> Sample:
+def _check_incumbent(incumbent: Release, *, from_scratch: bool) -> None:
+    lacking = [name for name in (DECODER, *(() if from_scratch else (KERAS,))) if not incumbent.path(name)]
+    if lacking:
+        raise ConfigError(
+            f"Release {incumbent.id} has no {' and no '.join(lacking)}, so no release can go on from it or be held "
+            "against it.",
+            remedy="Export the reservoir and train on the file: `stream-vae train --data FILE.npz --promote`"
+            + (", or retrain with --from-scratch." if DECODER not in lacking else "."),
+        )
+
+
+def _draw(reservoir: Reservoir, recipe: Recipe) -> tuple[Sample, int]:
     most = MOST_DRAWN if recipe.data.max_stamps is None else recipe.data.max_stamps
     count = int(np.ceil(most / (1.0 - HELD_OUT_SHARE)))
-    random = np.random.default_rng(recipe.seed)
-    return reservoir.draw(count, random, preprocessing=recipe.preprocessing, strata=_STRATA)
+    seen = reservoir.seen()
+    sample = reservoir.draw(count, np.random.default_rng(recipe.seed), preprocessing=recipe.preprocessing)
+    return sample, seen
 
 
-def _part(sample: Sample, survey: str, recipe: Recipe) -> _Parts:
-    apart = held_out(survey, sample.alert_ids)
-    kept, least = int((~apart).sum()), recipe.data.min_stamps
-    if kept < least or len(apart) - kept < LEAST_HELD_OUT:
-        wanted = int(np.ceil(max(least / (1.0 - HELD_OUT_SHARE), LEAST_HELD_OUT / HELD_OUT_SHARE) * 1.1))
-        raise ConfigError(
-            f"The reservoir of {survey} holds {len(apart)} stamps, {kept} of them to train on; retraining needs "
-            f"{least} of these and {LEAST_HELD_OUT} others, about {wanted} in all.",
-            remedy="Let the workers score more alerts first; `stream-vae reservoir stats` tells how many there are.",
-        )
-    return _Parts(sample.rows(~apart), sample.rows(apart))
+def _check_enough(survey: str, recipe: Recipe, kept: int, apart: int) -> None:
+    least = recipe.data.min_stamps
+    if kept >= least and apart >= LEAST_HELD_OUT:
+        return
+    wanted = int(np.ceil(max(least / (1.0 - HELD_OUT_SHARE), LEAST_HELD_OUT / HELD_OUT_SHARE) * 1.1))
+    raise ConfigError(
+        f"The reservoir of {survey} holds {kept} stamps to train on and {apart} others to judge by; retraining needs "
+        f"{least} of the first and {LEAST_HELD_OUT} of the second, about {wanted} in all.",
+        remedy="Let the workers score more alerts first; `stream-vae reservoir stats` tells how many there are.",
+    )
 
 
-def _source(parts: _Parts, reservoir: Reservoir, incumbent: Release) -> StampSource:
+def _scorer_of(recipe: Recipe, sample: Sample) -> tuple[Recipe, NDArray[np.int8]]:
+    """Choose what the scorer learns from: both labels, real against unlabelled, or simulated stamps."""
+    real, bogus = (int((sample.labels == label).sum()) for label in (REAL, BOGUS))
+    asked = recipe.scorer.positive_unlabelled
+    labels = sample.labels
+    if min(real, bogus) >= LEAST_LABELLED and not asked:
+        learns = False
+    elif real >= LEAST_LABELLED and (sample.labels == UNKNOWN).any():
+        learns = True
+        log.info("%d stamps are labelled real and %d bogus: the scorer learns from real and unlabelled.", real, bogus)
+    else:
+        learns = False
+        labels = np.full(len(sample.labels), UNKNOWN, np.int8)
+        if real or bogus:
+            log.warning(
+                "%d real and %d bogus labels are too few for a scorer (%d of real ones): it learns from simulated "
+                "stamps, and what people labelled has no say yet.",
+                *(real, bogus, LEAST_LABELLED),
+            )
+    scorer = recipe.scorer.model_copy(
+        update={"positive_unlabelled": learns, "prior": recipe.scorer.prior if learns else None}
+    )
+    return recipe.model_copy(update={"scorer": scorer}), labels
+
+
+def _sets(recipe: Recipe, natural: Sample, judged: Sample) -> tuple[FrozenSet, ...]:
+    """What releases are judged on: strata apart, so that gain and forgetting are seen apart; labels; simulation."""
+    strata = np.array(natural.strata)
+    sets = [FrozenSet("held out", natural.stamps, natural.labels)]
+    for name in ("recent", "uniform"):
+        chosen = strata == name
+        if LEAST_HELD_OUT <= chosen.sum() < len(strata):
+            sets.append(FrozenSet(name, natural.stamps[chosen], natural.labels[chosen]))
+    sets.append(_labelled(natural, judged) or _simulated(recipe))
+    return tuple(sets)
+
+
+def _labelled(natural: Sample, judged: Sample) -> FrozenSet | None:
+    """Held-out stamps with labels; of real ones alone, against what nobody labelled; None if there are too few."""
+    real, bogus = judged.labels == REAL, judged.labels == BOGUS
+    if min(real.sum(), bogus.sum()) >= LEAST_OF_A_CLASS:
+        return FrozenSet("labelled", judged.stamps[real | bogus], judged.labels[real | bogus], natural=False)
+    others = natural.stamps[natural.labels != REAL]
+    if min(real.sum(), len(others)) < LEAST_OF_A_CLASS:
+        return None
+    labels = np.repeat(np.array([REAL, BOGUS], np.int8), [int(real.sum()), len(others)])
+    stamps = np.concatenate([judged.stamps[real], others])
+    return FrozenSet("real against unlabelled", stamps, labels, natural=False, ranked=True)
+
+
+def _simulated(recipe: Recipe) -> FrozenSet:
+    source = simulated(SIMULATED_TEST, recipe.preprocessing, seed=EVALUATION_SEED, fading=recipe.data.fading)
+    test = read_stamps(source, max_stamps=None, min_stamps=1, seed=1)
+    return FrozenSet("simulated", test.stamps, test.labels, natural=False)
+
+
+def _source(
+    survey: str, sample: Sample, labels: NDArray[np.int8], job: Job, incumbent: Release, trigger: str
+) -> StampSource:
     """Give the stamps as they are: they were scaled when they were scored."""
-    stamps = parts.train.stamps
+    stamps, bands = sample.stamps, np.array(sample.bands, np.str_)
 
     def chunks() -> Iterator[Chunk]:
         for start in range(0, len(stamps), CHUNK):
-            some = stamps[start : start + CHUNK]
-            members = np.arange(start, start + len(some), dtype=np.int64)
-            yield Chunk(some, np.zeros(len(some), np.uint32), np.full(len(some), UNKNOWN, np.int8), members)
+            some = slice(start, start + CHUNK)
+            members = np.arange(start, start + len(stamps[some]), dtype=np.int64)
+            yield Chunk(stamps[some], sample.quality[some], labels[some], members, bands=bands[some])
 
+    natural = np.isin(sample.strata, ("recent", "uniform"))
+    masked = (sample.quality[natural] & np.uint32(Quality.MASKED_PIXELS)) != 0
     lineage = {
         "incumbent": incumbent.id,
+        "trigger": trigger,
+        # How many alerts cannot be scored is not known: none of those is kept.
+        "shares": {"masked": float(masked.mean())} if len(masked) else {},
+        "shares_of": len(masked),
         "reservoir": {
-            "survey": reservoir.survey,
-            "strata": list(_STRATA),
+            "survey": survey,
+            "snapshot": job.snapshot,
             "layout": LAYOUT,
-            "drawn": len(stamps) + len(parts.held_out.stamps),
-            "held_out": len(parts.held_out.stamps),
-            "alert_ids_sha256": _digest(parts.train.alert_ids),
-            "held_out_ids_sha256": _digest(parts.held_out.alert_ids),
+            "seen": job.seen,
+            "drawn": len(job.sample.stamps),
+            "held_out": len(job.sample.stamps) - len(stamps),
+            "strata": {name: job.sample.strata.count(name) for name in sorted(set(job.sample.strata))},
+            "alert_ids_sha256": _digest(sample.alert_ids),
         },
     }
-    name = f"reservoir of {reservoir.survey}"
-    return StampSource("reservoir", name, len(stamps), chunks, grouped=False, lineage=lineage)
+    return StampSource("reservoir", f"reservoir of {survey}", len(stamps), chunks, grouped=False, lineage=lineage)
 
 
 def _digest(alert_ids: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ from stream_vae.learning.fit import Fit, decode, encode, fit_model, model_inputs
 from stream_vae.learning.positive_unlabelled import check_labels, fit_positive_unlabelled, measure_positive_unlabelled
 from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, load_recipe
-from stream_vae.learning.reference import write_reference
+from stream_vae.learning.reference import DRIFT_SAMPLE, write_reference
 from stream_vae.learning.report import write_report
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, measure_scores, study_of
 from stream_vae.learning.succession import MAPPING, Continuity, Succession, space_of
@@ -420,7 +420,19 @@ def _write_reference(path: Path, run: _Run, space: tuple[NDArray[np.float32], ND
         real_score=run.scorer.score(z_mean, z_log_var)[0],
         space=space,
         seed=run.recipe.seed,
+        bands=None if run.data.bands is None else np.asarray(run.data.bands[rows], np.str_),
+        squared_error=_held_out_error(run),
+        shares=run.data.snapshot.get("shares"),
+        shares_of=run.data.snapshot.get("shares_of", 0),
     )
+
+
+def _held_out_error(run: _Run) -> NDArray[np.float32]:
+    rows = run.split.test[:DRIFT_SAMPLE]
+    stamps = run.data.take(rows)
+    reconstruction = decode(run.fit.model, encode(run.fit.model, stamps)[0])
+    error: NDArray[np.float32] = np.square(reconstruction - stamps).sum(axis=(1, 2, 3), dtype=np.float32)
+    return error
 
 
 def _study(run: _Run, reference: Path) -> Study:

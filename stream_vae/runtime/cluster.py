@@ -149,18 +149,43 @@ def connected(settings: Settings, workers: int, address: str | None) -> Iterator
     ConfigError
         If Ray is not installed, or the cluster cannot be joined or is too small.
     """
+    with joined(address, cpus=_wanted(settings, workers)["CPU"]) as ray:
+        _compare(settings, workers, ray.cluster_resources())
+        yield Cluster(ray, settings)
+
+
+@contextmanager
+def joined(address: str | None, *, cpus: float) -> Iterator[Any]:
+    """Start Ray on this machine, or join a cluster.
+
+    Parameters
+    ----------
+    address : str or None
+        As for `connected`.
+    cpus : float
+        That a cluster which is started here is to have room for, whatever the number of cores.
+
+    Yields
+    ------
+    module
+        Ray, until the end of the block.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, or the cluster cannot be joined.
+    """
     ray = _import_ray(_ENVIRONMENT if address else _ENVIRONMENT | _LOOPBACK_ONLY)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     if address is None:
-        cpus = max(math.ceil(_wanted(settings, workers)["CPU"]), 1)
-        own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-        _joining("local", ray.init, address="local", _node_ip_address="127.0.0.1", **own, **quiet)
+        own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        size = {"num_cpus": max(math.ceil(cpus), 1)}
+        _joining("local", ray.init, address="local", _node_ip_address="127.0.0.1", **size, **own, **quiet)
     else:
         _check_reachable(address)
         _joining(address, ray.init, address=address, **quiet)
     try:
-        _compare(settings, workers, ray.cluster_resources())
-        yield Cluster(ray, settings)
+        yield ray
     finally:
         ray.shutdown()
 
@@ -172,8 +197,8 @@ def _import_ray(environment: Mapping[str, str]) -> Any:
         import ray
     except ImportError as error:
         raise ConfigError(
-            "run --workers needs Ray, which is not installed.",
-            remedy="pip install 'stream-vae[ray]', or use --workers 0: one worker in one process.",
+            "Ray is not installed, and a fleet, or a retraining with --ray-address, needs it.",
+            remedy="pip install 'stream-vae[ray]', or use run --workers 0: one worker in one process.",
         ) from error
     return ray
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -30,8 +29,10 @@ ALERTS = 500
 TINY = {
     "name": "tiny",
     "data": {"simulated_stamps": 300, "min_stamps": 32},
-    "model": {"filters": 4, "latent_size": 6, "linear_skip": True},
+    "model": {"filters": 4, "latent_size": 6, "linear_skip": True, "linear_start": "pca"},
+    "loss": {"kl_weight": 0.1},
     "fit": {"epochs": 3, "batch_size": 32, "learning_rate": 3e-3},
+    "retrain": {"epochs": 2},
     "scorer": {"hidden": 8, "draws": 8, "epochs": 2},
 }
 
@@ -95,7 +96,7 @@ def _write_decoder(path, weights):
 @pytest.fixture(scope="module")
 def retrained(filled, poor):
     """What the command says."""
-    return answered("retrain", "--settings", filled.file, "--now")
+    return answered("retrain", "--settings", filled.file, "--now", "--from-scratch")
 
 
 def test_a_worker_fills_the_reservoir_with_what_it_scored(filled, tmp_path):
@@ -127,10 +128,17 @@ def test_without_redis_every_alert_is_published_all_the_same(embedded_kafka, pac
     assert (line.page.published, line.lag, line.balanced) == (100, 0, True)
 
 
+def gate(document, name):
+    (found,) = (each for each in document["verdict"]["gates"] if each["name"] == name)
+    return found
+
+
 def test_a_better_release_is_trained_on_the_reservoir_and_promoted(filled, poor, retrained):
     store = ReleaseStore(filled.settings.release.store)
-    assert (retrained["incumbent"], retrained["promoted"]) == (poor.id, True)
-    assert retrained["challenger_figures"]["squared_error"] < retrained["incumbent_figures"]["squared_error"]
+    assert (retrained["incumbent"], retrained["promoted"]) == (poor.id, True), retrained["reason"]
+    error = gate(retrained, "squared error, held out")
+    assert error["passed"]
+    assert error["challenger"] < error["incumbent"]
     assert store.current() == retrained["release"]
     assert store.history()[-1]["reason"] == f"retrained: {retrained['reason']}"
 
@@ -138,31 +146,87 @@ def test_a_better_release_is_trained_on_the_reservoir_and_promoted(filled, poor,
 def test_the_card_tells_what_a_retrained_release_comes_from(filled, poor, retrained):
     card = ReleaseStore(filled.settings.release.store).load(retrained["release"]).card
     lineage = card.data["reservoir"]
-    assert (card.data["kind"], card.data["incumbent"]) == ("reservoir", poor.id)
+    assert (card.data["kind"], card.data["incumbent"], card.data["trigger"]) == ("reservoir", poor.id, "hand")
     assert (lineage["survey"], lineage["drawn"], lineage["held_out"]) == ("candidate", ALERTS, retrained["held_out"])
     assert card.data["used"] == ALERTS - retrained["held_out"]
     assert build_recipe(card.recipe) == build_recipe(TINY)  # the incumbent's own
     assert card.metrics["score"]["labels_from"] == "simulation"
+    assert card.metrics["verdict"] == retrained["verdict"]
 
 
-def test_a_release_that_is_worse_stays_back_and_the_history_says_why(filled, retrained):
+def test_the_next_one_goes_on_in_the_same_latent_space(filled, retrained):
     store = ReleaseStore(filled.settings.release.store)
-    weak = build_recipe(TINY | {"name": "weak", "fit": {"epochs": 1, "batch_size": 256, "learning_rate": 1e-6}})
-    verdict = retrain_now(filled.settings, weak, progress=False)
-    assert (verdict.incumbent, verdict.promoted) == (retrained["release"], False)
+    found = retrain_now(filled.settings, progress=False, promote=False)
+    assert found.verdict["continuity"]["same"]
+    assert found.release.latent_space == retrained["latent_space"]
+    assert (found.fate, store.history()[-1]["event"]) == ("not_promoted", "not_promoted")
+    assert "asked not to promote" in store.history()[-1]["reason"]
     # The same stamps are held out each time.
-    assert asdict(verdict.incumbent_figures) == pytest.approx(retrained["challenger_figures"])
-    assert verdict.challenger_figures.squared_error > verdict.incumbent_figures.squared_error
-    assert store.current() == retrained["release"]
-    assert (store.history()[-1]["event"], store.history()[-1]["reason"]) == ("not_promoted", verdict.reason)
-    assert verdict.reason in command("releases", "show", "--store", store.url, verdict.release.id).output
+    error = gate(found.document(), "squared error, held out")
+    assert error["incumbent"] == pytest.approx(gate(retrained, "squared error, held out")["challenger"])
+    compared = answered("releases", "compare", retrained["release"], found.release.id, "--store", store.url)
+    assert compared["same_latent_space"]
+    assert compared["retrieval"]["new_against_old"] > 0.9 * compared["retrieval"]["old_against_old"]
 
-    compared = answered("releases", "compare", retrained["release"], verdict.release.id, "--store", store.url)
+
+def test_a_release_that_is_worse_stays_back_and_its_card_and_the_history_say_why(filled, retrained):
+    store = ReleaseStore(filled.settings.release.store)
+    weak = build_recipe(
+        TINY
+        | {
+            "name": "weak",
+            "model": TINY["model"] | {"linear_start": "random"},
+            "fit": {"epochs": 1, "batch_size": 256, "learning_rate": 1e-6},
+        }
+    )
+    found = retrain_now(filled.settings, weak, from_scratch=True, progress=False)
+    assert (found.incumbent, found.fate) == (retrained["release"], "not_promoted")
+    assert found.verdict["decision"] == "reject"
+    assert gate(found.document(), "squared error, held out")["outcome"] == "failed"
+    assert store.current() == retrained["release"]
+    assert (store.history()[-1]["event"], store.history()[-1]["reason"]) == ("not_promoted", found.reason)
+    shown = command("releases", "show", "--store", store.url, found.release.id).output
+    assert "squared error, held out" in shown
+    assert "reject" in shown
+
+    compared = answered("releases", "compare", retrained["release"], found.release.id, "--store", store.url)
     assert not compared["same_latent_space"]
     assert compared["squared_error_a"] < compared["squared_error_b"]
     assert 0 < compared["retrieval"]["chance"] < compared["retrieval"]["old_against_old"] < 1
-    said = command("releases", "compare", retrained["release"], verdict.release.id, "--store", store.url)
+    said = command("releases", "compare", retrained["release"], found.release.id, "--store", store.url)
     assert "B turned against A" in said.output
+
+
+def test_a_release_on_trial_is_tried_and_not_served(filled, retrained):
+    store = ReleaseStore(filled.settings.release.store)
+    section = filled.settings.retrain.model_copy(update={"promotion": "shadow"})
+    found = retrain_now(filled.settings.model_copy(update={"retrain": section}), progress=False)
+    if found.verdict["decision"] == "reject":
+        pytest.fail(f"the gates reject a release that goes on from its like: {found.reason}")
+    assert found.fate == "on_trial"
+    assert store.current() == retrained["release"]
+    assert store.challenger().release == found.release.id
+    store.withdraw()
+
+
+def test_a_release_that_was_promoted_meanwhile_is_not_overtaken(filled, poor, retrained, monkeypatch):
+    store = ReleaseStore(filled.settings.release.store)
+    from stream_vae.learning import train as training
+
+    trained = training.train
+
+    def meanwhile(*arguments, **options):
+        card = trained(*arguments, **options)
+        store.promote(poor.id, reason="somebody else")
+        return card
+
+    monkeypatch.setattr(training, "train", meanwhile)
+    try:
+        found = retrain_now(filled.settings, progress=False)
+        assert (found.fate, store.current()) == ("superseded", poor.id)
+        assert f"{poor.id} was promoted meanwhile" in store.history()[-1]["reason"]
+    finally:
+        store.promote(retrained["release"])
 
 
 def test_clearing_forgets_and_an_empty_reservoir_is_no_ground_to_train_on(filled):

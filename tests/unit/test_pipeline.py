@@ -26,7 +26,7 @@ from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.settings import RegistrySettings
 from stream_vae.sky.packets import packet_schema, simulate_packets
 
-from releases import LATENTS, make_release
+from releases import make_release
 from stage_parts import avro_file, candidate, complete_settings, kafka_settings, packet
 
 GOOD = [avro_file(candidate(n)) for n in range(6)]

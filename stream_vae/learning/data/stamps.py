@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stream_vae.errors import ConfigError
 from stream_vae.learning.data.spool import Columns, columns_for
 from stream_vae.learning.progress import Reporter, silent
-from stream_vae.quality import UNSCOREABLE
+from stream_vae.quality import UNSCOREABLE, Quality
 
 CHUNK = 2048
 """Stamps at a time: 3.6 MB of float32 at 21x21."""
@@ -40,6 +40,8 @@ class Chunk(NamedTuple):
     """(n,) what each is, where the source knows: `transient`, `dipole` and so on."""
     snr: NDArray[np.float32] | None = None
     """(n,) signal to noise, NaN where unknown."""
+    bands: NDArray[np.str_] | None = None
+    """(n,) filter, empty where unknown."""
 
     @property
     def scoreable(self) -> NDArray[np.bool_]:
@@ -100,6 +102,8 @@ class StampSet:
         Signal to noise.
     added : int
         So many rows at the end are simulated ones, for training only.
+    bands : ndarray of str, shape (n,), optional
+        Filter of each, where the source knows.
     """
 
     stamps: NDArray[Any]
@@ -110,11 +114,12 @@ class StampSet:
     kinds: NDArray[np.str_] | None = None
     snr: NDArray[np.float32] | None = None
     added: int = 0
+    bands: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         """Refuse columns of different lengths."""
         count = len(self.stamps)
-        for name in ("labels", "groups", "noise", "kinds", "snr"):
+        for name in ("labels", "groups", "noise", "kinds", "snr", "bands"):
             column = getattr(self, name)
             if column is not None and len(column) != count:
                 raise ConfigError(f"{len(column)} {name} for {count} stamps.", remedy=f"Give {name} for each stamp.")
@@ -191,7 +196,7 @@ class StampSet:
         """
         columns = {
             name: None if (column := getattr(self, name)) is None else np.array(column[rows])
-            for name in ("stamps", "labels", "groups", "noise", "kinds", "snr")
+            for name in ("stamps", "labels", "groups", "noise", "kinds", "snr", "bands")
         }
         return StampSet(**columns, snapshot=self.snapshot)  # type: ignore[arg-type]
 
@@ -269,6 +274,7 @@ def read_stamps(
             columns.add(name, rows[name] if name in rows else _absent(name, rows["stamps"]))
         if own:
             count.take(rows["stamps"], rows["labels"], rows["groups"])
+            count.flag(chunk.quality)
         else:
             joined += len(rows["stamps"])
     if columns is None or count.stamps < min_stamps:
@@ -353,13 +359,13 @@ def _chained(source: StampSource, added: StampSource | None, report: Reporter) -
 
 
 def _columns_of(chunk: Chunk, keep: NDArray[np.bool_], *, noise: bool) -> dict[str, NDArray[Any]]:
-    names = ["stamps", "labels", "groups", *(["noise"] if noise else []), "kinds", "snr"]
+    names = ["stamps", "labels", "groups", *(["noise"] if noise else []), "kinds", "snr", "bands"]
     return {name: column[keep] for name in names if (column := getattr(chunk, name)) is not None}
 
 
 def _absent(name: str, stamps: NDArray[Any]) -> NDArray[Any]:
     """Rows of a column that this part of the source has not."""
-    if name == "kinds":
+    if name in ("kinds", "bands"):
         return np.full(len(stamps), "", "U1")
     return np.full(stamps.shape if name == "noise" else len(stamps), np.nan, np.float32)
 
@@ -375,6 +381,14 @@ class _Count:
         self._labels = dict.fromkeys((REAL, BOGUS, UNKNOWN), 0)
         self._groups: set[int] = set()
         self._digest = hashlib.sha256()
+        self._read = self._masked = self._unscoreable = 0
+
+    def flag(self, quality: NDArray[np.uint32]) -> None:
+        """Count what was unusual, of all that was read."""
+        unscoreable = (quality & np.uint32(UNSCOREABLE)) != 0
+        self._read += len(quality)
+        self._unscoreable += int(unscoreable.sum())
+        self._masked += int((~unscoreable & ((quality & np.uint32(Quality.MASKED_PIXELS)) != 0)).sum())
 
     def take(self, stamps: NDArray[np.float32], labels: NDArray[np.int8], groups: NDArray[np.int64]) -> None:
         self.stamps += len(stamps)
@@ -396,5 +410,13 @@ class _Count:
             "unlabelled": self._labels[UNKNOWN],
             "groups": len(self._groups) if known else None,
             "sha256": self._digest.hexdigest(),
+            **self._shares(source.kind),
             **source.lineage,
         }
+
+    def _shares(self, kind: str) -> dict[str, Any]:
+        """Of a survey's alerts; what a simulation masks says nothing of one."""
+        if kind != "alerts" or self._read == 0:
+            return {}
+        shares = {"masked": self._masked / self._read, "unscoreable": self._unscoreable / self._read}
+        return {"shares": shares, "shares_of": self._read}
