@@ -40,6 +40,10 @@ class Reason(StrEnum):
     """The encoder fails on this alert alone."""
     TOO_LARGE_TO_PUBLISH = "too_large_to_publish"
     """The output topic refuses a message of this size."""
+    NO_LABEL = "no_label"
+    """A message of the labels topic that is no label: no JSON object, or one of its values is wrong."""
+    NO_ROOM = "no_room"
+    """A label for which the reservoir has no room."""
 
 
 class StreamVaeError(Exception):

@@ -358,6 +358,8 @@ class TrainerMetrics:
         self.new_alerts = gauge("retraining_new_alerts", "Alerts since the last retraining, about")
         self.trials = counter("trials_total", "Trials of releases beside the one that is served, by their end", "end")
         self.rollbacks = counter("rollbacks_total", "Releases that were taken back because they did harm")
+        self.labels = counter("labels_total", "Labels that were read, by what became of them", "outcome")
+        self.label_conflicts = gauge("label_conflicts", "Alerts that some labels call real and others bogus")
         self.looks_failed = counter("trainer_looks_failed_total", "Looks at store, Redis or labels that failed", "what")
 
 

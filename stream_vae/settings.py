@@ -313,6 +313,19 @@ class RetrainSettings(Section):
     )
 
 
+class LabelSettings(Section):
+    """Labels that people and programs give while alerts come; the trainer takes them into the reservoir."""
+
+    topic: str | None = Field(
+        default=None,
+        min_length=1,
+        description="labels as JSON, one a message, keyed by alert id; absent: none",
+    )
+    group_id: str | None = Field(
+        default=None, min_length=1, description="the trainer's consumer group; absent: kafka.group_id and -labels"
+    )
+
+
 class FilterSettings(Section):
     """What is deliberately not published; counted, and never a default."""
 
@@ -351,6 +364,27 @@ class Settings(BaseSettings):
     reservoir: ReservoirSettings = ReservoirSettings()
     drift: DriftSettings = DriftSettings()
     retrain: RetrainSettings = RetrainSettings()
+    labels: LabelSettings = LabelSettings()
+
+    @model_validator(mode="after")
+    def _keeps_labels_apart(self) -> "Settings":
+        topic, alerts = self.labels.topic, self.kafka
+        if topic is None:
+            return self
+        if topic in {alerts.output_topic, alerts.lite_topic, alerts.dead_letter_topic}:
+            raise ValueError(f"labels.topic = {topic} is written by workers: give labels a topic of their own")
+        if any(_reads(given, topic) for given in alerts.input_topics):
+            raise ValueError(
+                f"labels.topic = {topic} is read by workers, for whom a label is no alert: see input_topics"
+            )
+        if self.labels_group_id == alerts.group_id:
+            raise ValueError("labels.group_id is that of the workers, who would get some of the labels: give another")
+        return self
+
+    @property
+    def labels_group_id(self) -> str:
+        """The consumer group that labels are read with."""
+        return self.labels.group_id or f"{self.kafka.group_id}-labels"
 
     @classmethod
     def settings_customise_sources(

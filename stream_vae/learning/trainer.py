@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from stream_vae import assembly
 from stream_vae.errors import RetriableError, StreamVaeError
+from stream_vae.labels.intake import intake_of
 from stream_vae.learning import job as jobs
 from stream_vae.learning.attempt import Attempt, Ended, Launch, ProcessAttempt, RayAttempt
 from stream_vae.metrics import TrainerMetrics
@@ -108,9 +109,19 @@ class Trainer:
         To look at; closed by whoever opened it.
     metrics : TrainerMetrics
         Where to count.
+    intake : callable, optional
+        Takes in the labels that have come; closed by whoever opened it. Absent: there is no topic for them.
     """
 
-    def __init__(self, settings: Settings, launch: Launch, reservoir: Reservoir, metrics: TrainerMetrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        launch: Launch,
+        reservoir: Reservoir,
+        metrics: TrainerMetrics,
+        *,
+        intake: Callable[[], None] | None = None,
+    ) -> None:
         self._settings = settings
         self._section = settings.retrain
         self._launch = launch
@@ -125,6 +136,8 @@ class Trainer:
         self._complaints: dict[str, str] = {}
         self._turned_at = monotonic()
         self._chores: list[tuple[str, Callable[[], None]]] = [("retraining", self._look)]
+        if intake is not None:
+            self._chores.insert(0, ("labels", intake))  # first: a retraining takes what is there when it begins
 
     def turn(self) -> None:
         """Look at everything once; what fails is said and tried again next time."""
@@ -257,7 +270,8 @@ def run_trainer(settings: Settings, *, ray_address: str | None = None, stop: Eve
     Raises
     ------
     ConfigError
-        If there is no reservoir, no store, no release, or the cluster cannot be joined.
+        If there is no reservoir, no store, no release, no labels topic where one is set, or the cluster cannot be
+        joined.
     RetriableError
         If the store cannot be reached.
     """
@@ -272,7 +286,10 @@ def run_trainer(settings: Settings, *, ray_address: str | None = None, stop: Eve
             from stream_vae.runtime.cluster import joined
 
             launch = partial(RayAttempt, stack.enter_context(joined(ray_address, cpus=settings.retrain.cpus)))
-        trainer = Trainer(settings, launch, reservoir, metrics)
+        intake = intake_of(settings, reservoir, metrics)
+        if intake is not None:
+            stack.callback(intake.close)
+        trainer = Trainer(settings, launch, reservoir, metrics, intake=intake)
         stack.callback(trainer.close)
         if (port := settings.metrics.port) is not None:
             host = settings.metrics.host
