@@ -103,6 +103,7 @@ _COMMANDS = {
         "exit 1 if a worker could not work.",
     ),
     "fleet": ("fleet", "Show the workers of a running fleet."),
+    "label": ("label", "Label an alert, a table of them, or stamps of the reservoir that are worth it."),
     "labels": ("labels", "Find labels for alerts, merge tables of labels, tell conflicts."),
     "releases": ("releases", "List, show, verify, promote and roll back releases."),
     "reservoir": ("reservoir", "Look at the sample of stamps kept for retraining, save it, clear it."),

@@ -32,6 +32,8 @@ class Panel:
     """(height, width), NaN where masked."""
     limits: tuple[float, float]
     """The values that are black and white."""
+    below: tuple[str, ...] = ()
+    """Lines under it, in a terminal."""
 
 
 def limits_of(pixels: npt.NDArray[np.floating]) -> tuple[float, float]:
@@ -132,9 +134,10 @@ def terminal_picture(panels: Sequence[Panel], *, width: int, colours: bool) -> R
     row: list[list[Text]] = []
     for panel in panels:
         drawn = half_blocks(panel) if colours else characters(panel)
-        title = Text(panel.title, style="bold", no_wrap=True)
-        wide = max(drawn[0].cell_len, title.cell_len)
-        block = [_padded(line, wide) for line in (title, *drawn)]
+        texts = [Text(panel.title, style="bold", no_wrap=True), *drawn]
+        texts += [Text(line, no_wrap=True) for line in panel.below]
+        wide = max(text.cell_len for text in texts)
+        block = [_padded(text, wide) for text in texts]
         if row and sum(each[0].cell_len + 2 for each in row) + wide > width:
             lines += _side_by_side(row)
             row = []

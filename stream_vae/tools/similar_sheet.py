@@ -53,11 +53,11 @@ def write_sheet(answer: "Answer", path: Path) -> None:
     grid = figure.add_gridspec(seed_lines + lines, ACROSS)
     for at in range(shown):
         axes = figure.add_subplot(grid[at // ACROSS, at % ACROSS])
-        _draw(axes, seeds.stamps[at], [f"seed {at}", *_said(seeds, at)], frame="tab:red")
+        draw(axes, seeds.stamps[at], [f"seed {at}", *_said(seeds, at)], frame="tab:red")
     for at in range(len(found)):
         axes = figure.add_subplot(grid[seed_lines + at // ACROSS, at % ACROSS])
         number = f"{at + 1}: d {found.distance[at]:.3g}"
-        _draw(axes, found.stamps[at], [number + (f" of {found.seed[at]}" if len(seeds) > 1 else ""), *_said(found, at)])
+        draw(axes, found.stamps[at], [number + (f" of {found.seed[at]}" if len(seeds) > 1 else ""), *_said(found, at)])
     try:
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
@@ -72,7 +72,20 @@ def _said(found: "Found", at: int) -> list[str]:
     return [" ".join(parts), name[-16:]]
 
 
-def _draw(axes: Any, stamp: FloatArray, title: Sequence[str], frame: str | None = None) -> None:
+def draw(axes: Any, stamp: FloatArray, title: Sequence[str], frame: str | None = None) -> None:
+    """Draw one stamp of a sheet.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where.
+    stamp : ndarray, shape (size, size, channels)
+        Scaled to within -1 and 1.
+    title : sequence of str
+        Lines above it; empty ones are left out.
+    frame : str, optional
+        Colour of a frame; absent: none.
+    """
     # The first channel: the difference, unless the release was told otherwise. One scale for all, as stamps are scaled.
     axes.imshow(stamp[..., 0], cmap="gray", vmin=-1.0, vmax=1.0, interpolation="nearest", origin="lower")
     axes.set_title("\n".join(line for line in title if line), fontsize=7, pad=2)
