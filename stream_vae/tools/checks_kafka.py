@@ -85,7 +85,7 @@ class KafkaChecks:
         Returns
         -------
         list of Check
-            Transactions only where the settings ask for them.
+            Transactions and labels only where the settings ask for them.
         """
         checks = [
             Check("brokers", self.check_brokers, 20),
@@ -96,6 +96,8 @@ class KafkaChecks:
         ]
         if self.settings.delivery.mode == "exactly_once":
             checks.append(Check("transactions", self.check_transactions, 30, needs=("brokers",)))
+        if self.settings.labels.topic is not None:
+            checks.append(Check("labels topic", self.check_labels, needs=("brokers",)))
         return checks
 
     def at_start(self) -> list[Check]:
@@ -210,6 +212,23 @@ class KafkaChecks:
             remedy = f"Give {topic.name} a replication factor of 3: one broker's disk holds all of it."
             return Finding(name, State.WARNING, says, remedy)
         return Finding(name, State.GOOD, says)
+
+    def check_labels(self) -> list[Finding]:
+        """Ask whether the labels topic exists; workers do without, a trainer does not.
+
+        Returns
+        -------
+        list of Finding
+            One.
+        """
+        name = str(self.settings.labels.topic)
+        found = self.metadata.get(name)
+        if found is not None and not found.error:
+            return [Finding("labels topic", State.GOOD, f"{name}: {_many(len(found.partitions), 'partition')}")]
+        says, remedy = f"{name} does not exist", f"kafka-topics.sh --create --topic {name}: a trainer needs it."
+        if self.settings.kafka.create_topics:
+            return [Finding("labels topic", State.WARNING, f"{says}; a trainer will create it")]
+        return [Finding("labels topic", State.BAD, says, remedy)]
 
     def check_sizes(self) -> list[Finding]:
         """Ask whether every message that can come in can also go out.

@@ -20,6 +20,8 @@ from stream_vae.labels.label import Label, Provenance, parse_record
 from stream_vae.learning.suggestions import suggest
 from stream_vae.metrics import TrainerMetrics
 from stream_vae.sampling import Capacities, held_out
+from stream_vae.tools.checks_kafka import KafkaChecks
+from stream_vae.tools.checkup import State
 
 from deployment import answered, command, deploy
 from flow import read, until
@@ -128,6 +130,20 @@ def test_a_missing_topic_is_named(embedded_kafka, redis_server, tmp_path):
     deployment = deploy(embedded_kafka, tmp_path, labels={"topic": "absent"}, reservoir={"url": redis_server.url})
     with pytest.raises(ConfigError, match=r"no topic labels.topic = 'absent'"):
         raise_from(command("label", "1", "real", "--settings", deployment.file))
+
+
+def test_doctor_tells_whether_the_labels_topic_is_there(embedded_kafka, with_topic):
+    def found(settings):
+        checks = KafkaChecks(settings)
+        assert "labels topic" in [check.name for check in checks.checks()]
+        checks.check_brokers()
+        (finding,) = checks.check_labels()
+        return finding
+
+    assert found(with_topic.settings).state is State.GOOD
+    absent = with_topic.settings.labels.model_copy(update={"topic": "absent"})
+    missing = found(with_topic.settings.model_copy(update={"labels": absent}))
+    assert (missing.state, missing.says) == (State.BAD, "absent does not exist")
 
 
 def test_without_topic_and_reservoir_there_is_nowhere_to_keep_a_label(embedded_kafka, tmp_path):

@@ -295,6 +295,10 @@ def test_a_password_in_the_second_of_several_registries_is_refused_too(file: Pat
         ({"kafka": {"input_topics": ["^("]}}, "'^(' is no pattern of topics"),
         ({"kafka": {"lite_topic": "enriched"}}, "must differ"),
         ({"kafka": "a table"}, "kafka: must be a table: [kafka]."),
+        ({"labels": {"topic": ""}}, "labels.topic"),
+        ({"labels": {"topic": "alerts"}}, "labels.topic = alerts is read by workers"),
+        ({"labels": {"topic": "dead"}}, "labels.topic = dead is written by workers"),
+        ({"labels": {"topic": "labels", "group_id": "toml"}}, "labels.group_id is that of the workers"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(file: Path, flags: dict[str, Any], words: str) -> None:
@@ -333,6 +337,12 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_remedy(tmp_path: Path) -
     for path in (tmp_path / "absent.toml", tmp_path):
         assert f"Cannot read the settings file {path}" in refused(path)
         assert "stream-vae config init" in refused(path)
+
+
+def test_labels_are_read_by_a_group_of_their_own(file: Path) -> None:
+    assert settings.load(file).labels_group_id == "toml-labels"
+    own = settings.load(file, labels={"topic": "labels", "group_id": "own"})
+    assert (own.labels.topic, own.labels_group_id) == ("labels", "own")
 
 
 def test_a_stage_gets_a_section_and_no_section_holds_another() -> None:
