@@ -105,8 +105,9 @@ class Intake:
         options = kafka.consumer_options(section)
         options.setdefault("max.poll.interval.ms", int(1000 * interval_s))
         self._producer: Producer = kafka.plain_producer(settings.kafka)
-        self._consumer: Consumer = kafka.make(Consumer, options)
-        self._consumer.subscribe([topic], on_revoke=self._gone, on_lost=self._gone)
+        self._options = options
+        self._topic = topic
+        self._consumer = self._open()
         self._uncommitted: dict[Partition, int] = {}
         self._at_end: set[Partition] = set()
         self._closed = False
@@ -143,6 +144,17 @@ class Intake:
             return
         self._closed = True
         self._consumer.close()
+
+    def _open(self) -> Consumer:
+        consumer: Consumer = kafka.make(Consumer, self._options)
+        consumer.subscribe([self._topic], on_revoke=self._gone, on_lost=self._gone)
+        return consumer
+
+    def _reopen(self) -> None:
+        self._consumer.close()
+        self._uncommitted.clear()  # done, and known again if it is read once more
+        self._at_end.clear()
+        self._consumer = self._open()
 
     def _caught_up(self) -> bool:
         """Tell whether all partitions that are ours have been read to their ends; false while none is."""
@@ -187,13 +199,16 @@ class Intake:
     def _take(self, packets: Sequence[Packet]) -> None:
         """Keep the labels of some packets in Redis, and send letters for the others; then their offsets may go."""
         done: list[_Taken] = []
+        again = packets
         try:
-            for packet in packets:
-                done.append(self._keep(packet))  # noqa: PERF401 - what was kept before one fails counts
+            try:
+                for packet in packets:
+                    done.append(self._keep(packet))  # noqa: PERF401 - what was kept before one fails counts
+            finally:
+                self._finish(packets[: len(done)], done)
+                again = packets[len(done) :]
         finally:
-            # Also where Redis fails in the middle: what it has is done.
-            self._finish(packets[: len(done)], done)
-            self._go_back(packets[len(done) :])
+            self._go_back(again)
 
     def _keep(self, packet: Packet) -> _Taken:
         try:
@@ -209,11 +224,7 @@ class Intake:
         return _Taken(outcome)
 
     def _finish(self, packets: Sequence[Packet], done: Sequence[_Taken]) -> None:
-        try:
-            self._send([each.refused for each in done if each.refused is not None])
-        except RetriableError:
-            self._go_back(packets)
-            raise
+        self._send([each.refused for each in done if each.refused is not None])
         for packet, (outcome, refused) in zip(packets, done, strict=True):
             self._metrics.labels.labels(self._metrics.survey, outcome).inc()
             self._uncommitted[packet.topic, packet.partition] = packet.offset + 1
@@ -247,7 +258,10 @@ class Intake:
             try:
                 self._consumer.seek(TopicPartition(topic, partition, offset))
             except KafkaException as error:
-                raise kafka.as_error(error.args[0], f"going back to label {offset}") from error
+                # Never on from here: a later commit would pass over what is not done. A new consumer begins at what is.
+                log.warning("labels: cannot go back to %s/%d/%d: %s", topic, partition, offset, error.args[0].str())
+                self._reopen()
+                return
 
     def _commit(self) -> None:
         """Commit what is done; what the broker refuses stays to be committed, and does no harm if it is read again."""

@@ -211,6 +211,43 @@ def test_while_redis_is_down_offsets_stay_and_nothing_is_lost(kafka, topics, set
         assert read(kafka, topics[1]) == []
 
 
+def test_where_going_back_fails_a_new_consumer_begins_at_what_is_done(kafka, topics, settings, reservoir, monkeypatch):
+    send(kafka, topics[0], [message(f"alert-{n}") for n in range(8)])
+    refuses = [True]
+
+    class Moody:
+        """Of the reservoir, with a fault in the middle of the first batch."""
+
+        def __init__(self):
+            self.labels = reservoir.labels
+            self.asked = 0
+
+        def label(self, label):
+            self.asked += 1
+            if refuses[0] and self.asked == 4:
+                raise RetriableError("Redis went away.")
+            return reservoir.label(label)
+
+    with intake(settings, Moody()) as (opened, metrics):
+        unassigned = opened._consumer
+        real_go_back = opened._go_back
+
+        def fails(packets):
+            if packets:
+                unassigned.incremental_unassign(unassigned.assignment())  # now librdkafka refuses to seek
+            real_go_back(packets)
+
+        monkeypatch.setattr(opened, "_go_back", fails)
+        with pytest.raises(RetriableError, match="went away"):
+            take_until(opened, lambda: False, "never")
+        assert opened._consumer is not unassigned
+        assert committed(kafka, settings, topics[0]) == 3
+        refuses[0] = False
+        take_until(opened, lambda: committed(kafka, settings, topics[0]) == 8, "all are committed")
+    assert counted(metrics, "anchored") == 8
+    assert counted(metrics, "repeated") == 0
+
+
 def test_a_redis_that_does_not_answer_is_no_hang(kafka, topics, settings):
     send(kafka, topics[0], [message("alert-1")])
     gone = open_reservoir("redis://127.0.0.1:1", "gone")
