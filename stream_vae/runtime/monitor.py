@@ -265,7 +265,7 @@ class Monitor:
 
     def _run(self) -> None:
         next_post = monotonic() + self._section.post_interval_s
-        while not self._stop.wait(_TICK_S):
+        while not self._stop.wait(min(_TICK_S, self._section.post_interval_s)):
             self._safely(self._look)
             if self._poster is not None and monotonic() >= next_post:
                 next_post = monotonic() + self._section.post_interval_s
