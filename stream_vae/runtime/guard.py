@@ -13,6 +13,7 @@ from stream_vae.drift import ALL, DriftReference, Limits, drift
 from stream_vae.errors import ConfigError
 from stream_vae.model.store import ReleaseStore
 from stream_vae.runtime.vitals import ReleaseVitals, Vitals
+from stream_vae.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,22 @@ class GuardLimits:
     drift: Limits = field(default_factory=Limits)
     not_finite_share: float = 0.01
     dead_letter_share: float = 0.01
+
+    @classmethod
+    def of(cls, settings: Settings) -> "GuardLimits":
+        """Take them from the settings.
+
+        Parameters
+        ----------
+        settings : Settings
+            ``release.probation_s`` and ``[drift]``.
+
+        Returns
+        -------
+        GuardLimits
+            With the default shares.
+        """
+        return cls(settings.release.probation_s, Limits(settings.drift.psi_limit, settings.drift.least_alerts))
 
 
 def judge_serving(

@@ -10,6 +10,7 @@ from stream_vae.runtime.guard import GuardLimits, guard, judge_serving
 from stream_vae.runtime.vitals import ReleaseVitals, Vitals
 
 from drifting import counted, referenced
+from stage_parts import complete_settings
 
 LIMITS = GuardLimits(drift=Limits(least_alerts=500))
 
@@ -107,3 +108,10 @@ def test_a_release_that_is_not_current_any_more_is_left_alone(
     third = referenced(store, tmp_path / "third", seed=3, promote=True).id
     assert guard(bad, store, LIMITS) is None
     assert store.current() == third
+
+
+def test_its_limits_are_the_settings() -> None:
+    settings = complete_settings(
+        release={"store": "unused", "probation_s": 60}, drift={"psi_limit": 0.7, "least_alerts": 300}
+    )
+    assert GuardLimits.of(settings) == GuardLimits(probation_s=60, drift=Limits(0.7, 300))
