@@ -33,7 +33,7 @@ Outcome = Literal["passed", "undecided", "failed", "not_judged"]
 Decision = Literal["promote", "shadow", "reject"]
 
 ERROR_MARGIN = 0.02
-"""Share of the incumbent's squared error; in the bound, which has half a nat a pixel for each e-fold of it, likewise."""
+"""Share of the incumbent's squared error; likewise in the bound, which has half a nat a pixel for each e-fold of it."""
 AUC_MARGIN = 0.01
 MDR_MARGIN = 0.05
 CALIBRATION_MARGIN = 0.03
