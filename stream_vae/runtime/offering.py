@@ -115,6 +115,7 @@ class Offering:
         self._preprocessing = preprocessing
         self._capacities = capacities
         self._metrics = metrics
+        self._recent_days = recent_days
         self._nominator = Nominator(reservoir.survey, profile, recent_days)
         self._most = queue_stamps
         self._circuit = Circuit(retry_after_s)
@@ -308,10 +309,10 @@ class Offering:
             for at, name in enumerate(CAPACITY_SETTINGS)
             if kept[at] < own[at]
         ]
-        days, own_days = answer.recent_days, self._nominator.recent_days
-        if days is not None and days != own_days:
-            differing.append(f"recent alerts for {days:g} days and not reservoir.recent_days = {own_days:g}")
-            self._nominator.recent_days = days
+        days = self._recent_days if answer.recent_days is None else answer.recent_days
+        if days != self._recent_days:
+            differing.append(f"recent alerts for {days:g} days and not reservoir.recent_days = {self._recent_days:g}")
+        self._nominator.recent_days = days
         if differing:
             self._complain(
                 f"the reservoir keeps {'; '.join(differing)}: a sample cannot grow or change; "
