@@ -24,6 +24,7 @@ from stream_vae.sampling import (
     SAMPLED,
     Floats,
     Heads,
+    could_enter,
     digests,
     pack,
     sampled_ranks,
@@ -79,18 +80,26 @@ class Nominator:
         rows : ndarray of int
             What could enter, or is waited for.
         ranks : ndarray
-            (rows, 4) as `Batch` has them, as if all of them labelled themselves.
+            (rows, 4) as `Batch` has them, as if all of them labelled themselves; inf where an alert cannot enter.
         """
         ids = [alert.alert_id for alert in alerts]
-        table = sampled_ranks(digests(self._survey, ids), _times(alerts), novelty, self.recent_days)
+        hashes, thresholds, waiting = digests(self._survey, ids), self._thresholds(), self.waiting
+        rows = could_enter(hashes, novelty, self.recent_days, time(), thresholds)
+        if waiting:
+            asked = [row for row, alert_id in enumerate(ids) if alert_id in waiting]
+            rows = np.union1d(rows, np.array(asked, np.intp))
+        if not rows.size:
+            return rows, np.empty((0, len(SAMPLED)))
+        some = [alerts[row] for row in rows.tolist()]
+        ranks = sampled_ranks(hashes[rows], _times(some), novelty[rows], self.recent_days)
+        enters = ranks < thresholds
         # One at the threshold may be the one there, whose record says that it is known: a later one has to say so too.
-        most = self.thresholds[_KNOWN] if self._tells else -np.inf
-        enters = table < (*self.thresholds[:_KNOWN], np.nextafter(most, np.inf) if most > -np.inf else most)
-        wanted = enters.any(axis=1)
-        if waiting := self.waiting:
-            wanted |= np.fromiter((alert_id in waiting for alert_id in ids), np.bool_, len(ids))
-        rows = np.flatnonzero(wanted)
-        return rows, np.where(enters[rows], table[rows], np.inf)
+        enters[:, _KNOWN] = ranks[:, _KNOWN] <= thresholds[_KNOWN]
+        return rows, np.where(enters, ranks, np.inf)
+
+    def _thresholds(self) -> tuple[float, ...]:
+        """No alert enters `known` where the profile does not say what alerts tell of themselves."""
+        return self.thresholds if self._tells else (*self.thresholds[:_KNOWN], -np.inf)
 
     def batch(self, alerts: Sequence[Alert], stamps: Stamps, novelty: FloatArray, ranks: Floats) -> tuple[Batch, int]:
         """Decode what is kept of nominated alerts, and pack them.

@@ -129,6 +129,7 @@ class Offering:
         self._changed = threading.Condition()
         self._closing = False
         self._complaint = ""
+        self._failing = False
         bound = memory_bound(capacities, preprocessing) / 2**20
         shares = ", ".join(f"{number:,} {stratum}" for stratum, number in zip(STRATA, capacities, strict=True))
         log.info("reservoir at %s: up to %s stamps, %.0f MiB of its memory", reservoir.where, shares, bound)
@@ -273,9 +274,9 @@ class Offering:
         if answer.status != "ok":
             self._failed(batch, "refused", self._refusal(answer))
             return
-        if self._circuit.state != "closed":
+        if self._failing and batch.alert_ids:  # a full server answers questions and takes nothing
             log.info("the reservoir at %s takes stamps again", self._reservoir.where)
-            self._complaint = ""
+            self._complaint, self._failing = "", False
         self._circuit.succeeded()
         self._look_for_loss(answer)
         self._compare_settings(answer)
@@ -339,6 +340,7 @@ class Offering:
 
     def _failed(self, batch: Batch, reason: str, complaint: str) -> None:
         self._circuit.failed()
+        self._failing = True
         self._metrics.reservoir_circuit_open.labels(self._metrics.survey).set(1)
         self._dropped(reason, len(batch.alert_ids))
         self._drop_queue("circuit_open")
