@@ -91,8 +91,13 @@ class Cluster:
 
     def close(self) -> None:
         """Close the connections, if there are any; more than once does no harm."""
-        if self._client is not None:
-            self._client.close()
+        if self._client is None:
+            return
+        self._client.close()
+        nodes = self._client.nodes_manager
+        for node in (*nodes.nodes_cache.values(), *nodes.startup_nodes.values()):
+            if node.redis_connection is not None:  # whose pool the library leaves open
+                node.redis_connection.connection_pool.disconnect()
 
 
 def address(url: str) -> str:
