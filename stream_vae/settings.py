@@ -239,7 +239,8 @@ class ReservoirSettings(Section):
     """The sample of stamps that retraining draws from; absent url: none is kept."""
 
     url: SecretStr | None = Field(
-        default=None, description="redis://[user:password@]host:port/db, rediss:// for TLS, or unix:///path"
+        default=None,
+        description="redis://[user:password@]host:port/db, rediss:// for TLS, redis+cluster://, or unix:///path",
     )
     ca_file: Path | None = Field(
         default=None, description="PEM file of the authority behind rediss; absent: the well-known ones"
