@@ -78,6 +78,8 @@ def story(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Story:
         store.promote(second)
         swapped = "stream_vae_release_swaps_total"
         wait_for(lambda: fleet.samples(swapped).get("1", 0) + fleet.samples(swapped).get("0", 0) == 2, "both to swap")
+        before = sum(fleet.samples(PUBLISHED).values())  # each of the sixty is to come by the new release, too
+        wait_for(lambda: sum(fleet.samples(PUBLISHED).values()) >= before + 180, "alerts of the new release")
         family += descendants(fleet.process.pid)
         seen.sent = 300 + stream.end()
         wait_for(lambda: sum(fleet.samples("stream_vae_lag_messages").values()) == 0, "the end of the lag")
