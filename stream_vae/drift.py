@@ -43,7 +43,7 @@ _PART_OF_LIMIT: dict[FigureName, float] = {
     "latent": 1.0,
     "latent_mean": 0.3,
     "real_score": 1.0,
-    "squared_error": 0.3,
+    "squared_error": 0.4,
     "masked": 0.25,
     "unscoreable": 0.25,
 }

@@ -22,8 +22,13 @@ from releases import make_release
 from servers import REPOSITORY, Kafka, RedisServer
 from stage_parts import avro_file, candidate
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+"""Keras saves a model with TensorFlow so."""
+
 WINDOW = 2000
 LIMITS = Limits()
+TRAINED = pytest.mark.timeout(1200)
+"""The first of them trains: a minute on a quiet machine, and many on a busy one."""
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +49,7 @@ def judge(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from stream_vae.learning.train import train
 
     folder = tmp_path_factory.mktemp("nights")
-    script.training_stamps(folder / "stamps.npz")
+    script.training_stamps(folder / "stamps.npz", 4500)
     store = ReleaseStore(str(folder / "store"))
     train("quick", str(folder / "stamps.npz"), store, promote=True, progress=False)
     return script.Judge(store.url, folder / "stamps.npz", as_shipped=False)
@@ -62,11 +67,13 @@ def alarms(judge: Any, night: tuple[Any, ...]) -> set[str]:
 
 
 @pytest.mark.slow
+@TRAINED
 def test_ordinary_nights_do_not_alarm(judge: Any, nights: list[tuple[Any, ...]]) -> None:
     assert [alarms(judge, night) for night in nights] == [set()] * len(nights)
 
 
 @pytest.mark.slow
+@TRAINED
 def test_nights_of_another_seeing_do(judge: Any, script: ModuleType, tmp_path: Path) -> None:
     for k in range(2):
         night = script.kept(tmp_path / f"{k}.npz", script.CHANGES["seeing 2 times the site's"](k), WINDOW, 88_000 + k)
@@ -74,6 +81,7 @@ def test_nights_of_another_seeing_do(judge: Any, script: ModuleType, tmp_path: P
 
 
 @pytest.mark.slow
+@TRAINED
 @pytest.mark.parametrize(
     ("kind", "figure"),
     [
