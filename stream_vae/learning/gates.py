@@ -224,13 +224,13 @@ def _finite(on: str, view: View) -> Gate:
 def _of_the_model(on: str, new: _Seen, old: _Seen) -> Iterator[Gate]:
     if new.elbo is not None and old.elbo is not None:
         margin = 0.5 * ERROR_MARGIN * new.pixels
-        yield _not_lower(f"ELBO in nats, {on}", _mean_of, new.elbo, old.elbo, margin=margin)
+        yield _compared(f"ELBO in nats, {on}", _mean_of, new.elbo, old.elbo, limit=-margin)
     else:
         yield _not_judged(f"ELBO in nats, {on}", "a release has no posterior, decoder or decoder variance")
     if new.view.squared_error is not None and old.view.squared_error is not None:
         margin = ERROR_MARGIN * float(old.view.squared_error.mean())
         errors = new.view.squared_error, old.view.squared_error
-        yield _not_higher(f"squared error, {on}", _mean_of, *errors, margin=margin)
+        yield _compared(f"squared error, {on}", _mean_of, *errors, limit=margin)
     else:
         yield _not_judged(f"squared error, {on}", "a release has no decoder.onnx")
     ours, theirs = (measures.active_units(seen.view.z_mean) for seen in (new, old))
@@ -253,16 +253,16 @@ def _of_the_score(each: FrozenSet, new: View, old: View) -> Iterator[Gate]:
         yield _not_judged(f"AUC, {each.name}", "a release has no scorer")
         return
     strata = real.astype(np.int8)
-    yield _not_lower(f"AUC, {each.name}", measures.roc_auc, *scores, real, margin=AUC_MARGIN, strata=strata)
+    yield _compared(f"AUC, {each.name}", measures.roc_auc, *scores, real, limit=-AUC_MARGIN, strata=strata)
     if few >= LEAST_FOR_RATES and not each.ranked:
         name = f"missed at 1% false positives, {each.name}"
-        yield _not_higher(name, measures.missed_detection_rate, *scores, real, margin=MDR_MARGIN, strata=strata)
-        yield _not_higher(
+        yield _compared(name, measures.missed_detection_rate, *scores, real, limit=MDR_MARGIN, strata=strata)
+        yield _compared(
             f"calibration error, {each.name}",
             measures.expected_calibration_error,
             *scores,
             real,
-            margin=CALIBRATION_MARGIN,
+            limit=CALIBRATION_MARGIN,
             strata=strata,
         )
 
@@ -271,39 +271,14 @@ def _mean_of(values: NDArray[Any]) -> float:
     return float(values.mean())
 
 
-def _not_lower(
-    name: str,
-    statistic: Callable[..., float],
-    new: NDArray[Any],
-    old: NDArray[Any],
-    *shared: NDArray[Any],
-    margin: float,
-    strata: NDArray[np.int8] | None = None,
-) -> Gate:
-    return _compared(name, statistic, new, old, shared, limit=-margin, strata=strata)
-
-
-def _not_higher(
-    name: str,
-    statistic: Callable[..., float],
-    new: NDArray[Any],
-    old: NDArray[Any],
-    *shared: NDArray[Any],
-    margin: float,
-    strata: NDArray[np.int8] | None = None,
-) -> Gate:
-    return _compared(name, statistic, new, old, shared, limit=margin, strata=strata)
-
-
 def _compared(
     name: str,
     statistic: Callable[..., float],
     new: NDArray[Any],
     old: NDArray[Any],
-    shared: tuple[NDArray[Any], ...],
-    *,
+    *shared: NDArray[Any],
     limit: float,
-    strata: NDArray[np.int8] | None,
+    strata: NDArray[np.int8] | None = None,
 ) -> Gate:
     """A limit below zero is the lowest difference that will do, one above the highest."""
     difference = measures.paired_bootstrap(statistic, new, old, *shared, strata=strata, draws=400)
