@@ -5,13 +5,14 @@ challenger that fails costs no alert: it is dropped there and then, and the curr
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.alert import Alert, Outcome, Rejected
+from stream_vae.errors import RetriableError
 from stream_vae.metrics import Metrics
 from stream_vae.pipeline import Scored, Stages, messages, score
 from stream_vae.stages.stamp import Stamps
@@ -94,16 +95,16 @@ class Canary:
             If something outside cannot be reached for now; nothing was published.
         """
         picked = self._picked(alerts)
-        theirs = np.flatnonzero(picked)
-        tried = self._try(_rows(alerts, stamps, theirs), metrics) if len(theirs) else None
-        if tried is None:
-            return messages(score(alerts, stamps, stages, metrics), metrics)
-        ours = np.flatnonzero(~picked)
-        parts = [(theirs, tried)]
-        if len(ours):
-            parts.append((ours, score(*_rows(alerts, stamps, ours), stages, metrics)))
+        theirs, ours = np.flatnonzero(picked), np.flatnonzero(~picked)
         # All is scored before the first is shown to an observer: a batch that must be tried again is shown once.
-        results = {row: each for rows, part in parts for row, each in _by_row(rows, part, metrics)}
+        tried = self._try(_rows(alerts, stamps, theirs), metrics) if len(theirs) else None
+        left = score(*_rows(alerts, stamps, ours), stages, metrics) if tried and len(ours) else None
+        published = self._publish(tried, metrics) if tried else None
+        if published is None:
+            return messages(score(alerts, stamps, stages, metrics), metrics)
+        results = dict(zip(theirs.tolist(), published, strict=True))
+        if left is not None:
+            results |= zip(ours.tolist(), messages(left, metrics), strict=True)
         return [results[row] for row in range(len(alerts))]
 
     def _picked(self, alerts: Sequence[Alert]) -> NDArray[np.bool_]:
@@ -122,15 +123,20 @@ class Canary:
             return None
         return found
 
+    def _publish(self, found: Scored, metrics: Metrics) -> list[Outcome | Rejected] | None:
+        try:
+            return messages(found, metrics)
+        except RetriableError:
+            raise  # the registry's fault
+        except Exception as error:  # noqa: BLE001 - codes or scores of a shape that nobody expects
+            self._drop(f"{type(error).__name__}: {error}")
+            return None
+
     def _drop(self, why: str) -> None:
         self.dropped = True
         log.error("challenger %s is dropped, and the current release scores all alerts: %s", self.release_id, why)
         if self._on_failure is not None:
             self._on_failure(why)
-
-
-def _by_row(rows: NDArray[np.intp], part: Scored, metrics: Metrics) -> Iterator[tuple[int, Outcome | Rejected]]:
-    return zip(rows.tolist(), messages(part, metrics), strict=True)
 
 
 def _rows(alerts: Sequence[Alert], stamps: Stamps, rows: NDArray[np.intp]) -> tuple[list[Alert], Stamps]:

@@ -41,10 +41,10 @@ LEAST_REFERENCE = 200
 _MOST_BANDS = 16
 _PART_OF_LIMIT: dict[FigureName, float] = {
     "latent": 1.0,
-    "latent_mean": 0.4,
+    "latent_mean": 0.3,
     "real_score": 1.0,
-    "squared_error": 0.5,
-    "masked": 0.5,
+    "squared_error": 0.4,
+    "masked": 0.25,
     "unscoreable": 0.25,
 }
 """Of the limit, as on ordinary nights some figures vary less than the worst of all units does."""

@@ -1,6 +1,7 @@
 """Clients for Redis and Valkey, and what their errors mean."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import MovedError, RedisClusterException
 from redis.retry import Retry
 
 from stream_vae.errors import ConfigError
@@ -19,7 +22,8 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
     Parameters
     ----------
     url : str
-        ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user and password if need be.
+        ``redis://``, ``rediss://`` (TLS) or ``unix://``, with user and password if need be; ``redis+cluster://`` and
+        ``rediss+cluster://`` for Redis Cluster, of which it names one node.
     timeout_s : float
         Of connecting and of each answer.
     ca_file : Path, optional
@@ -28,14 +32,14 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
     Returns
     -------
     redis.Redis
-        Safe to use from several threads.
+        Or what has its methods. Safe to use from several threads.
 
     Raises
     ------
     ConfigError
         If the URL is none, or the file is; the URL's password is not shown.
     """
-    if ca_file is not None and not url.startswith("rediss://"):
+    if ca_file is not None and not url.startswith(("rediss://", "rediss+cluster://")):
         raise ConfigError(
             "reservoir.ca_file is for TLS, and reservoir.url does not begin with rediss://.",
             remedy="Write rediss://HOST:PORT/0, or leave reservoir.ca_file out.",
@@ -44,22 +48,56 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
         raise ConfigError(
             f"reservoir.ca_file = {ca_file} is no file.", remedy="Name the PEM file of the server's authority."
         )
-    trusting = {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
+    options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    # No client_name: to set one is a right that a worker's user need not have.
+    options |= {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
+    single = url.replace("+cluster://", "://", 1)
     try:
-        client = redis.Redis.from_url(
-            url,
-            **trusting,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            # No client_name: to set one is a right that a worker's user need not have.
-        )
+        client = redis.Redis.from_url(single, **options, retry=Retry(NoBackoff(), 0))
         client.connection_pool.make_connection()  # does not connect, but reads what stands after the ?
     except (ValueError, TypeError, redis.RedisError) as error:
         raise ConfigError(
-            f"reservoir.url cannot be used: {error}.", remedy="Give redis://HOST:PORT/0, rediss://... or unix:///PATH."
+            f"reservoir.url cannot be used: {error}.",
+            remedy="Give redis://HOST:PORT/0, rediss://..., redis+cluster://... or unix:///PATH.",
         ) from None
-    return client
+    if single == url:
+        return client
+    client.close()
+    return Cluster(lambda: RedisCluster.from_url(single, **options, retry=Retry(NoBackoff(), 0)))
+
+
+class Cluster:
+    """A client for Redis Cluster that connects when it is first used: the library's own does when it is made.
+
+    Parameters
+    ----------
+    open_client : callable
+        Makes the library's client, or raises.
+    """
+
+    def __init__(self, open_client: Callable[[], Any]) -> None:
+        self._open = open_client
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        with self._lock:
+            if self._client is None:
+                try:
+                    self._client = self._open()
+                except RedisClusterException as error:  # no kind of RedisError
+                    raise redis.ConnectionError(str(error)) from error
+        return getattr(self._client, name)
+
+    def close(self) -> None:
+        """Close the connections, if there are any; more than once does no harm."""
+        if self._client is None:
+            return
+        self._client.close()
+        nodes = self._client.nodes_manager
+        for node in (*nodes.nodes_cache.values(), *nodes.startup_nodes.values()):
+            if node.redis_connection is not None:  # whose pool the library leaves open
+                node.redis_connection.connection_pool.disconnect()
 
 
 def address(url: str) -> str:
@@ -105,7 +143,7 @@ def answering(where: str) -> Iterator[None]:
             f"Redis at reservoir.url = {where} does not accept our user and password: {error}.",
             remedy="Check them in reservoir.url: redis://USER:PASSWORD@HOST:PORT/0.",
         ) from error
-    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+    except (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError) as error:
         if "certificate verify failed" in str(error):
             raise ConfigError(
                 f"The certificate of Redis at reservoir.url = {where} is not trusted: {error}.",
@@ -120,6 +158,11 @@ def answering(where: str) -> Iterator[None]:
         raise ConfigError(
             f"Redis at {where} refuses: {error}.",
             remedy="Let another user do this, or grant it.",
+        ) from error
+    except MovedError as error:
+        raise ConfigError(
+            f"Redis at {where} is a node of a cluster: {error}.",
+            remedy="Begin reservoir.url with redis+cluster:// or rediss+cluster://.",
         ) from error
     except redis.RedisError as error:
         raise ConfigError(f"Redis at {where} refuses: {error}.", remedy="See the server's log.") from error

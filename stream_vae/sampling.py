@@ -12,10 +12,12 @@ stay; here ln(-ln u) - ln w, smallest stay, which weights of any size leave fini
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -51,10 +53,8 @@ S_PER_DAY = 86_400.0
 
 # Not a secret, only our own: no other use of the hash orders alerts in the same way.
 _HASH_KEY = b"stream_vae.reservoir.1"
-_SALTS = dict(zip((RECENT, RARE, KNOWN), (0x9E6C63D0676A9A99, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), strict=True))
-"""Odd numbers without a pattern, one a stratum."""
-_SHIFTS = tuple(np.uint64(shift) for shift in (30, 27, 31))
-_FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_SALTS = (np.uint64(0x9E6C63D0676A9A99), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
+"""Odd numbers without a pattern, one for each of recent, rare and known."""
 
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
@@ -120,6 +120,8 @@ _HEAD = np.dtype(
     ]
 )
 """Packed, 30 bytes; `reservoir.lua` reads time_s at byte 4."""
+_HEAD_STRUCT = struct.Struct("<fdfIbB8s")
+"""The same, for a few records quicker."""
 _HEAD_COLUMNS = _HEAD.names[1:] if _HEAD.names else ()
 
 
@@ -203,39 +205,109 @@ def sampled_ranks(hashes: Hashes, time_s: Floats, novelty: FloatArray, recent_da
         or not the alert belongs to it.
     """
     table = np.empty((len(hashes), len(SAMPLED)))
-    table[:, 0] = hashes[:, 0] >> np.uint64(11)
-    table[:, 1] = np.log(_exponential(_mixed(hashes, RECENT))) - time_s / (recent_days * S_PER_DAY)
-    # Its logarithm would order alerts in the same way: of ln E + ln v, the exponential is E v.
-    weighed = np.log(_exponential(_mixed(hashes, RARE)) * (1.0 - novelty + NOVELTY_FLOOR))
-    table[:, 2] = np.where(np.isnan(weighed), np.inf, weighed)
-    table[:, 3] = _mixed(hashes, KNOWN) >> np.uint64(11)
+    _fill_ranks(hashes, time_s, novelty, recent_days * S_PER_DAY, table)
     return table
 
 
-def _mixed(hashes: Hashes, stratum: str) -> Hashes:
+def could_enter(
+    hashes: Hashes, novelty: FloatArray, recent_days: float, now_s: float, thresholds: Sequence[float]
+) -> npt.NDArray[np.intp]:
+    """Find the alerts that could enter a stratum if they were published just now: no other has to be looked at.
+
+    Parameters
+    ----------
+    hashes : ndarray
+        (n, 2) from `digests`.
+    novelty : ndarray
+        (n,) NaN where it is not known.
+    recent_days : float
+        As of `sampled_ranks`.
+    now_s : float
+        Seconds since 1970; no alert is later.
+    thresholds : sequence of float
+        In the order of `SAMPLED`.
+
+    Returns
+    -------
+    ndarray of int
+        Their rows, in order; a rank at the threshold is among them.
+    """
+    return _reaching(hashes, novelty, recent_days * S_PER_DAY, now_s, *thresholds)  # type: ignore[no-any-return]
+
+
+@numba.njit(nogil=True, cache=True)
+def _reaching(
+    hashes: Hashes,
+    novelty: FloatArray,
+    recent_s: float,
+    now_s: float,
+    uniform: float,
+    recent: float,
+    rare: float,
+    known: float,
+) -> npt.NDArray[np.intp]:
+    found = np.empty(len(hashes), np.intp)
+    count = 0
+    for row in range(len(hashes)):
+        first, second = hashes[row, 0], hashes[row, 1]
+        if (
+            first >> np.uint64(11) <= uniform
+            or _recent_rank(first, second, now_s, recent_s) <= recent
+            or _rare_rank(first, second, novelty[row]) <= rare
+            or _mixed(first, second, _SALTS[2]) >> np.uint64(11) <= known
+        ):
+            found[count] = row
+            count += 1
+    return found[:count]
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_ranks(hashes: Hashes, time_s: Floats, novelty: FloatArray, recent_s: float, table: Floats) -> None:
+    for row in range(len(hashes)):
+        first, second = hashes[row, 0], hashes[row, 1]
+        table[row, 0] = first >> np.uint64(11)
+        table[row, 1] = _recent_rank(first, second, time_s[row], recent_s)
+        table[row, 2] = _rare_rank(first, second, novelty[row])
+        table[row, 3] = _mixed(first, second, _SALTS[2]) >> np.uint64(11)
+
+
+@numba.njit(nogil=True, cache=True)
+def _recent_rank(first: np.uint64, second: np.uint64, time_s: float, recent_s: float) -> float:
+    return math.log(_exponential(_mixed(first, second, _SALTS[0]))) - time_s / recent_s
+
+
+@numba.njit(nogil=True, cache=True)
+def _rare_rank(first: np.uint64, second: np.uint64, novelty: float) -> float:
+    if math.isnan(novelty):
+        return np.inf
+    # Of ln E + ln v; the weight is 1 / v.
+    return math.log(_exponential(_mixed(first, second, _SALTS[1])) * (1.0 - novelty + NOVELTY_FLOOR))
+
+
+@numba.njit(nogil=True, cache=True)
+def _mixed(first: np.uint64, second: np.uint64, salt: np.uint64) -> np.uint64:
     """Make a third number of two hashes.
 
     Whatever one of the two is, the other makes the result uniform: a stratum's ranks have nothing to do with the
     uniform ones, nor with what is held out. A longer digest would do the same, but would change both.
     """
-    salt = np.uint64(_SALTS[stratum])
-    mixed: Hashes = _scrambled(hashes[:, 0] ^ salt) ^ _scrambled(hashes[:, 1] + salt)
-    return mixed
+    return _scrambled(first ^ salt) ^ _scrambled(second + salt)  # type: ignore[no-any-return]
 
 
-def _scrambled(number: Hashes) -> Hashes:
+@numba.njit(nogil=True, cache=True)
+def _scrambled(number: np.uint64) -> np.uint64:
     """Permute 64-bit numbers so that each bit depends on all (the finaliser of SplitMix64)."""
-    for shift, factor in zip(_SHIFTS[:2], _FACTORS, strict=True):
-        number = (number ^ (number >> shift)) * factor
-    return number ^ (number >> _SHIFTS[2])
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
 
 
-def _exponential(hashes: Hashes) -> Floats:
-    """Turn hashes into -ln u, with u uniform in (0, 1)."""
+@numba.njit(nogil=True, cache=True)
+def _exponential(number: np.uint64) -> float:
+    """Turn a hash into -ln u, with u uniform in (0, 1)."""
     # The ranks that stay are those of u next to 1: from 1 - u, which is as uniform, none of their digits is lost.
-    one_minus_u = ((hashes >> np.uint64(12)) + 0.5) * 2.0**-52
-    exponential: Floats = -np.log1p(-one_minus_u)
-    return exponential
+    one_minus_u = ((number >> np.uint64(12)) + 0.5) * 2.0**-52
+    return -math.log1p(-one_minus_u)
 
 
 def digest_of(preprocessing: Preprocessing) -> str:
@@ -289,11 +361,9 @@ def pack(stamps: FloatArray, heads: Heads | None = None) -> list[bytes]:
     flat = stamps.reshape(len(stamps), math.prod(stamps.shape[1:]))
     scale = np.abs(flat).max(axis=1, initial=0.0).astype("<f4")
     pixels = (flat / np.where(scale > 0, scale, np.float32(1.0))[:, np.newaxis]).astype("<f2")
-    table = np.empty(len(flat), _HEAD)
-    table["scale"] = scale
-    for name, column in zip(_HEAD_COLUMNS, Heads.empty(len(flat)) if heads is None else heads, strict=True):
-        table[name] = column
-    return [table[i].tobytes() + pixels[i].tobytes() for i in range(len(flat))]
+    columns = Heads.empty(len(flat)) if heads is None else heads
+    rows = zip(scale.tolist(), *(column.tolist() for column in columns), strict=True)
+    return [_HEAD_STRUCT.pack(*row) + pixels[i].tobytes() for i, row in enumerate(rows)]
 
 
 def unpack(records: Sequence[bytes], preprocessing: Preprocessing) -> FloatArray:

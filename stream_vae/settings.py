@@ -239,7 +239,8 @@ class ReservoirSettings(Section):
     """The sample of stamps that retraining draws from; absent url: none is kept."""
 
     url: SecretStr | None = Field(
-        default=None, description="redis://[user:password@]host:port/db, rediss:// for TLS, or unix:///path"
+        default=None,
+        description="redis://[user:password@]host:port/db, rediss:// for TLS, redis+cluster://, or unix:///path",
     )
     ca_file: Path | None = Field(
         default=None, description="PEM file of the authority behind rediss; absent: the well-known ones"
@@ -300,7 +301,9 @@ class RetrainSettings(Section):
         "or by hand",
     )
     trial_share: float = Field(default=0.1, gt=0, le=1, description="share of the alerts of a trial")
-    trial_alerts: int = Field(default=5_000, ge=100, description="a trial ends when so many alerts were scored by it")
+    trial_alerts: int = Field(
+        default=1_000, ge=100, description="a trial ends once workers report so many alerts at once that it scored"
+    )
     trial_h: float = Field(default=24.0, gt=0, description="a trial that has not ended by then is withdrawn")
     work: Path | None = Field(
         default=None, description="folder of the retraining at hand, from which a killed one goes on; absent: none does"

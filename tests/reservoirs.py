@@ -49,7 +49,7 @@ class NamedAlert(NamedTuple):
 
 
 def named(ids: Sequence[str], *, timestamp_ms: int | None = None, **fields: Any) -> list[Any]:
-    return [NamedAlert(each, Packet(b"", "t", 0, 0, timestamp_ms=timestamp_ms), fields) for each in ids]
+    return [NamedAlert(each, Packet(b"", "t", 0, 0, timestamp_ms=timestamp_ms), dict(fields)) for each in ids]
 
 
 def observed(alerts: Sequence[Any], stamps: FloatArray, novelty: Any = np.nan, quality: int = 0) -> tuple[Any, ...]:

@@ -471,10 +471,10 @@ def redis_binary() -> str:
     return str(found[0])
 
 
-def start_redis(binary: str, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a server without persistence; it does not answer at once."""
+def start_redis(binary: str, port: int, folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start a server without persistence, with more options if need be; it does not answer at once."""
     quiet = ["--save", "", "--appendonly", "no", "--logfile", str(folder / "redis.log")]
-    return subprocess.Popen([binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *quiet])
+    return subprocess.Popen([binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *quiet, *more])
 
 
 def _pings(process: subprocess.Popen[bytes], server: RedisServer) -> bool:
@@ -484,6 +484,28 @@ def _pings(process: subprocess.Popen[bytes], server: RedisServer) -> bool:
             return bool(client.ping())
         time.sleep(0.05)
     return False
+
+
+@contextlib.contextmanager
+def redis_cluster() -> Iterator[str]:
+    """Start a cluster of one node, and give its URL."""
+    binary = redis_binary()
+    with _temporary_folder("cluster") as folder:
+        port, bus = free_ports(2)
+        process = start_redis(binary, port, folder, "--cluster-enabled", "yes", "--cluster-port", str(bus))
+        try:
+            if not _pings(process, server := RedisServer(f"redis://127.0.0.1:{port}/0")):
+                raise MissingServiceError(f"{binary} did not start as a cluster")
+            with server.client() as client:
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+                deadline = time.monotonic() + START_TIMEOUT_S
+                while (
+                    b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO") and time.monotonic() < deadline
+                ):
+                    time.sleep(0.05)
+            yield f"redis+cluster://127.0.0.1:{port}"
+        finally:
+            _end(process)
 
 
 def free_ports(count: int) -> list[int]:

@@ -105,7 +105,7 @@ _COMMANDS = {
     "fleet": ("fleet", "Show the workers of a running fleet."),
     "label": ("label", "Label an alert, a table of them, or stamps of the reservoir that are worth it."),
     "labels": ("labels", "Find labels for alerts, merge tables of labels, tell conflicts."),
-    "releases": ("releases", "List, show, verify, promote and roll back releases."),
+    "releases": ("releases", "List, show, verify, try, promote and roll back releases."),
     "reservoir": ("reservoir", "Look at the sample of stamps kept for retraining, save it, clear it."),
     "dlq": ("dlq", "List, show and replay dead letters."),
     "config": ("config", "Show, check or begin a settings file."),

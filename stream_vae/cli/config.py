@@ -38,6 +38,9 @@ port = 9464
 # [reservoir]                           # a sample of stamps, for `stream-vae retrain`
 # url = "redis://localhost:6379/0"
 
+# [drift]                               # is the stream what the release was trained on? on by default
+# psi_limit = 0.4                       # an alarm above; deploy/README.md has what it means
+
 # [registry]                            # for Confluent-framed topics such as LSST's
 # url = "http://localhost:8081"         # or a folder of <id>.avsc files
 """

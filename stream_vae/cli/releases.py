@@ -1,6 +1,7 @@
 """``stream-vae releases``: what is in a store, and which of it is served."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -205,6 +206,10 @@ def compare(
         typer.Option(metavar="sim|PATH", help="Stamps to compare on; absent: A's anchor stamps.", show_default=False),
     ] = None,
     survey: Annotated[str | None, typer.Option(help="Profile of a folder's alerts.", show_default=False)] = None,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Write there how A's vectors are carried over to B's space, and back."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold release B against release A on the same stamps: codes, neighbours, scores, reconstructions.
@@ -214,11 +219,20 @@ def compare(
         stream-vae releases compare 0123456789ab ba9876543210 --store releases
 
         stream-vae releases compare 0123456789ab ba9876543210 --store releases --data stamps.npz --json
+
+        stream-vae releases compare 0123456789ab ba9876543210 --store releases --mapping old-to-new.npz
     """
+    from stream_vae.learning.compare import common_stamps, look
     from stream_vae.learning.compare import compare as compare_releases
+    from stream_vae.learning.mapping import write_mapping
 
     opened = ReleaseStore(store)
-    found = compare_releases(opened.load(a), opened.load(b), data=data, survey=survey)
+    old, new = opened.load(a), opened.load(b)
+    found = compare_releases(old, new, data=data, survey=survey)
+    if mapping is not None:
+        stamps, _ = common_stamps(old, new, data, survey)
+        spaces = old.card.latent_space, new.card.latent_space
+        write_mapping(mapping, stamps, look(old, stamps).z_mean, look(new, stamps).z_mean, spaces=spaces)
     if as_json:
         answer(asdict(found))
         return

@@ -69,11 +69,9 @@ def judge(facts: Facts, tolerances: Tolerances, at: datetime | None = None) -> V
         With a label of 1, or none.
     """
     told = facts.solar_system
-    distance = _number(told["distance_arcsec"])
-    linked = told["object_id"] not in {None, 0, "", "0"}
-    near = distance is not None and 0.0 <= distance <= tolerances.distance_arcsec
-    if not (near or (distance is None and linked)):
+    if not is_near(told["distance_arcsec"], told["object_id"], tolerances):
         return Verdict(None)
+    distance = _number(told["distance_arcsec"])
     predicted, seen = _number(told["magnitude"]), _magnitude(told)
     difference = None if predicted is None or seen is None else abs(seen - predicted)
     if difference is not None and difference > tolerances.magnitude:
@@ -86,6 +84,27 @@ def judge(facts: Facts, tolerances: Tolerances, at: datetime | None = None) -> V
         )
     )
     return Verdict(Label(facts.alert_id, REAL, Provenance.SOLAR_SYSTEM, labelled_at=at, comment=comment))
+
+
+def is_near(distance_arcsec: Any, object_id: Any, tolerances: Tolerances) -> bool:
+    """Tell whether an object is where the detection is, whatever its brightness: what most alerts end at.
+
+    Parameters
+    ----------
+    distance_arcsec, object_id : object
+        As the alert tells them; None where it does not.
+    tolerances : Tolerances
+        How near it has to be.
+
+    Returns
+    -------
+    bool
+        By the distance, or where none is told by the survey's own link.
+    """
+    distance = _number(distance_arcsec)
+    if distance is None:
+        return object_id not in {None, 0, "", "0"}
+    return 0.0 <= distance <= tolerances.distance_arcsec
 
 
 def _magnitude(told: dict[str, Any]) -> float | None:

@@ -6,10 +6,12 @@ plain: an answer, or an error by its class and its words. One that dies without 
 
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from stream_vae import errors
@@ -155,8 +157,17 @@ class ProcessAttempt:
 
 
 def _in_process(answers: Connection, document: dict[str, Any], trigger: str, level: int) -> None:
+    threading.Thread(target=_end_with_parent, name="orphan watch", daemon=True).start()
     answers.send(carry_out(document, trigger, level))
     answers.close()
+
+
+def _end_with_parent() -> None:
+    """End at once when the asker is gone: nobody would take the answer, and the next one goes on from here."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 class RayAttempt:

@@ -160,7 +160,7 @@ def compare(a: Release, b: Release, *, data: str | None = None, survey: str | No
     ConfigError
         If they prepare stamps differently, or there are too few stamps.
     """
-    stamps, origin = _common_stamps(a, b, data, survey)
+    stamps, origin = common_stamps(a, b, data, survey)
     old, new = look(a, stamps), look(b, stamps)
     same_length = old.z_mean.shape == new.z_mean.shape
     turned = align(new.z_mean, old.z_mean) if same_length else None
@@ -179,7 +179,28 @@ def compare(a: Release, b: Release, *, data: str | None = None, survey: str | No
     )
 
 
-def _common_stamps(a: Release, b: Release, data: str | None, survey: str | None) -> tuple[Array, str]:
+def common_stamps(a: Release, b: Release, data: str | None = None, survey: str | None = None) -> tuple[Array, str]:
+    """Read stamps that two releases can take.
+
+    Parameters
+    ----------
+    a, b : Release
+        Verified.
+    data, survey : str, optional
+        As for `compare`.
+
+    Returns
+    -------
+    stamps : ndarray, shape (n, size, size, channels)
+        Scaled, at most `MOST_STAMPS`.
+    origin : str
+        What to call them.
+
+    Raises
+    ------
+    ConfigError
+        If they prepare stamps differently, or there are too few stamps.
+    """
     wanted = a.card.preprocessing
     if wanted != b.card.preprocessing:
         raise ConfigError(

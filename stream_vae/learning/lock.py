@@ -20,7 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class BusyError(RetriableError):
-    """Another retraining of this survey runs."""
+    """Another retraining of this survey runs.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    remedy : str
+        What the reader can do about it.
+    """
 
 
 class Lease:

@@ -147,8 +147,9 @@ class RetrainSection(_Section):
     """How a fit goes on from a release that is served."""
 
     epochs: int = Field(default=12, ge=1)
-    patience: int = Field(default=4, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
+    patience: int = Field(default=12, ge=1)
+    """As long as the course: its first, steepest epochs lose what the last ones win back."""
+    learning_rate: float = Field(default=5e-4, gt=0.0, le=1.0)
     distillation: float = Field(default=1.0, ge=0.0, le=1e4)
     """Nats charged for each nat by which a posterior diverges from the incumbent's, on stamps that it knows the like
     of; 0 lets codes drift."""

@@ -28,6 +28,7 @@ from stream_vae.learning.encode import EVALUATION_SEED
 from stream_vae.learning.gates import LEAST_OF_A_CLASS, FrozenSet
 from stream_vae.learning.job import Job
 from stream_vae.learning.lock import Lease, locked
+from stream_vae.learning.oversight import OURS
 from stream_vae.learning.recipe import Recipe, build_recipe, load_recipe
 from stream_vae.learning.succession import Succession, first_of_space
 from stream_vae.model.reconstruct import DECODER
@@ -228,11 +229,11 @@ def _settle(
         store.record("not_promoted", card.id, reason=kept_back, incumbent=incumbent)
         return "not_promoted", reason
     if verdict["decision"] == "promote" and way == "direct":
-        store.promote(card.id, reason=f"retrained: {reason}")
+        store.promote(card.id, reason=f"{OURS}{reason}")
         return "promoted", reason
     # What the gates could not decide is looked at unseen, whatever the way.
     mode: Literal["shadow", "canary"] = "canary" if way == "canary" and verdict["decision"] == "promote" else "shadow"
-    store.challenge(card.id, mode=mode, share=settings.retrain.trial_share, reason=f"retrained: {reason}")
+    store.challenge(card.id, mode=mode, share=settings.retrain.trial_share, reason=f"{OURS}{reason}")
     return "on_trial", reason
 
 

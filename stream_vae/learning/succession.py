@@ -1,4 +1,4 @@
-"""From release to release: may their codes be compared, and is the next one as good?
+"""From release to release: whether their codes may be compared, and whether the next one is as good.
 
 A latent space is what its first release made it. Every later one of the same space is measured against the one before
 it, on held-out stamps, and against the first, on the anchor stamps that it left (`space_stamps` and `space_z_mean` of
@@ -8,7 +8,7 @@ the release a ``mapping.npz`` by which old vectors can be carried over.
 
 References
 ----------
-Shen et al. 2020 (new queries against an old gallery, section 3.2); Schoenemann 1966 (orthogonal Procrustes problem).
+Shen et al. 2020 (new queries against an old gallery, section 3.2).
 """
 
 import logging
@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_vae.errors import ConfigError
-from stream_vae.learning.compare import NEIGHBOURS, align, look, nearest, recall, residual
+from stream_vae.learning.compare import look
 from stream_vae.learning.gates import FrozenSet, Verdict, judge
+from stream_vae.learning.mapping import Retrieval, retrieval, write_mapping
 from stream_vae.model.release import REFERENCE, Release
 from stream_vae.model.store import ReleaseStore
 
@@ -32,28 +33,10 @@ Array = NDArray[np.float32]
 Encode = Callable[[Array], Array]
 """Stamps to posterior means."""
 
-MAPPING = "mapping.npz"
 MOST_LOST = 0.02
 """Share of the neighbours that may be lost in the comparison: what a space may give way before it is another one."""
 MOST_STAMPS = 2000
 """All pairs of distances are held at once."""
-_RIDGE = 1e-3
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """How well new codes find what is alike in pixels among old codes."""
-
-    stamps: int
-    old_against_old: float
-    """Share of the nearest stamps in pixels that are found among the nearest codes."""
-    new_against_old: float
-    lost: float
-    """Share of the first that the second lacks; below zero where new codes find more."""
-    residual: float | None
-    """Squared distance of new codes from the old ones of the same stamps, in units of the old codes' variance."""
-    turned_residual: float | None
-    """The same after the best rotation."""
 
 
 @dataclass(frozen=True)
@@ -144,101 +127,15 @@ class Succession:
         Parameters
         ----------
         path : Path
-            The .npz: `from_space`, `to_space`; `matrix` (old size, new size) and `offset` (new size,), so that
-            ``old @ matrix + offset`` is in the new space; `back_matrix` and `back_offset` for the way back;
-            `recall_mapped`, `recall_new`: what old vectors so mapped, and new ones, find among new codes.
+            The .npz, see `stream_vae.learning.mapping`.
         encode : callable
             The challenger's.
         space : str
             The new space's name.
         """
         stamps = self.natural
-        old, new = look(self.incumbent, stamps).z_mean, encode(stamps)
-        half = len(stamps) // 2
-        trial = carried(old[half:], *fit_mapping(old[:half], new[:half]))
-        found = retrieval(stamps[half:], new[half:], trial)
-        matrix, offset = fit_mapping(old, new)
-        back_matrix, back_offset = fit_mapping(new, old)
-        np.savez(
-            path,
-            from_space=np.array(self.incumbent.card.latent_space),
-            to_space=np.array(space),
-            matrix=matrix,
-            offset=offset,
-            back_matrix=back_matrix,
-            back_offset=back_offset,
-            recall_mapped=np.float32(found.new_against_old),
-            recall_new=np.float32(found.old_against_old),
-        )
-
-
-def retrieval(stamps: Array, old: Array, new: Array) -> Retrieval:
-    """Measure how well new codes do among old ones.
-
-    Parameters
-    ----------
-    stamps : ndarray, shape (n, size, size, channels)
-        Scaled.
-    old, new : ndarray, shape (n, old size) and (n, new size)
-        Their codes.
-
-    Returns
-    -------
-    Retrieval
-        Where sizes differ all is lost.
-    """
-    pixels = stamps.reshape(len(stamps), -1)
-    neighbours = min(NEIGHBOURS, len(stamps) - 2)
-    truth = nearest(pixels, pixels, neighbours)
-    own = recall(nearest(old, old, neighbours), truth)
-    if old.shape != new.shape:
-        return Retrieval(len(stamps), own, 0.0, 1.0, None, None)
-    across = recall(nearest(new, old, neighbours), truth)
-    lost = 1.0 - across / own if own > 0 else 1.0
-    return Retrieval(len(stamps), own, across, lost, residual(new, old), residual(align(new, old), old))
-
-
-def fit_mapping(codes: Array, target: Array) -> tuple[Array, Array]:
-    """Fit the affine map that brings codes to others of the same stamps.
-
-    Parameters
-    ----------
-    codes : ndarray, shape (n, size)
-        From.
-    target : ndarray, shape (n, other size)
-        To.
-
-    Returns
-    -------
-    matrix : ndarray, shape (size, other size)
-        Not orthogonal: spaces differ in more than their axes.
-    offset : ndarray, shape (other size,)
-        Added after it.
-    """
-    center, goal = codes.mean(axis=0, dtype=np.float64), target.mean(axis=0, dtype=np.float64)
-    x, y = codes - center, target - goal
-    gram = x.T @ x
-    matrix = np.linalg.solve(gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), x.T @ y)
-    return matrix.astype(np.float32), (goal - center @ matrix).astype(np.float32)
-
-
-def carried(codes: Array, matrix: Array, offset: Array) -> Array:
-    """Carry vectors over to another space.
-
-    Parameters
-    ----------
-    codes : ndarray, shape (n, size)
-        Vectors of the one.
-    matrix, offset : ndarray
-        From `fit_mapping` or a ``mapping.npz``.
-
-    Returns
-    -------
-    ndarray, shape (n, other size)
-        In the other.
-    """
-    moved: Array = codes @ matrix + offset
-    return moved
+        old = look(self.incumbent, stamps).z_mean
+        write_mapping(path, stamps, old, encode(stamps), spaces=(self.incumbent.card.latent_space, space))
 
 
 def space_of(release: Release) -> tuple[Array, Array] | None:

@@ -20,13 +20,14 @@ from stream_vae.learning.data.split import Split, split_by_group, split_by_hash
 from stream_vae.learning.data.stamps import BOGUS, REAL, UNKNOWN, StampSet, StampSource, Thinning, read_stamps
 from stream_vae.learning.export import export_networks
 from stream_vae.learning.fit import Fit, decode, encode, fit_model, model_inputs
+from stream_vae.learning.mapping import MAPPING
 from stream_vae.learning.positive_unlabelled import check_labels, fit_positive_unlabelled, measure_positive_unlabelled
 from stream_vae.learning.progress import Reporter, reporter
 from stream_vae.learning.recipe import Recipe, load_recipe
 from stream_vae.learning.reference import DRIFT_SAMPLE, write_reference
 from stream_vae.learning.report import write_report
 from stream_vae.learning.study import MAX_STUDIED, Study, measure, measure_scores, study_of
-from stream_vae.learning.succession import MAPPING, Continuity, Succession, space_of
+from stream_vae.learning.succession import Continuity, Succession, space_of
 from stream_vae.model.release import REFERENCE, Release, ReleaseCard
 from stream_vae.model.store import ReleaseStore, draft_card, space_named_after
 

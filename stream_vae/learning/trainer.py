@@ -22,6 +22,7 @@ from stream_vae.errors import RetriableError, StreamVaeError
 from stream_vae.labels.intake import intake_of
 from stream_vae.learning import job as jobs
 from stream_vae.learning.attempt import Attempt, Ended, Launch, ProcessAttempt, RayAttempt
+from stream_vae.learning.oversight import Oversight
 from stream_vae.metrics import TrainerMetrics
 from stream_vae.model.store import ReleaseStore
 from stream_vae.reservoir import Reservoir
@@ -135,7 +136,11 @@ class Trainer:
         self._folders: list[str] = []
         self._complaints: dict[str, str] = {}
         self._turned_at = monotonic()
-        self._chores: list[tuple[str, Callable[[], None]]] = [("retraining", self._look)]
+        self.oversight = Oversight(settings, self._store, reservoir.client, reservoir.survey, metrics)
+        self._chores: list[tuple[str, Callable[[], None]]] = [
+            ("releases", self.oversight.look),
+            ("retraining", self._look),
+        ]
         if intake is not None:
             self._chores.insert(0, ("labels", intake))  # first: a retraining takes what is there when it begins
 
@@ -193,12 +198,12 @@ class Trainer:
         past, seen = self._past(), self._reservoir.seen()
         self._metrics.last.labels(self._metrics.survey).set(past.at.timestamp())
         self._metrics.new_alerts.labels(self._metrics.survey).set(new_alerts(past, seen))
-        if self._on_trial():
+        if self.oversight.on_trial:
             return  # one novelty at a time: what is served must be known before it is gone on from
         now = datetime.now(UTC)
         if jobs.unfinished(self._section.work, self._reservoir.survey) and self._rested(now):
             self._start("resumed", now)
-        elif (trigger := due(self._section, now, past, seen, self._alarms())) and self._rested(now):
+        elif (trigger := due(self._section, now, past, seen, self.oversight.alarms)) and self._rested(now):
             self._start(trigger, now)
 
     def _rested(self, now: datetime) -> bool:
@@ -240,12 +245,6 @@ class Trainer:
         served = self._store.resolve(self._settings.release.id)
         card = self._cards.get(served)
         return Past(card.created_at if card else datetime.min.replace(tzinfo=UTC), 0)
-
-    def _alarms(self) -> tuple[str, ...]:
-        return ()
-
-    def _on_trial(self) -> bool:
-        return False
 
     def _complain(self, what: str, error: StreamVaeError) -> None:
         """Say a fault when it begins, and not again while it lasts."""

@@ -543,18 +543,7 @@ class ReleaseStore:
         Path(file.name).replace(str(path))
 
 
-def write_release(
-    store: ReleaseStore,
-    folder: Path,
-    *,
-    name: str,
-    latent_size: int,
-    latent_space: str | None = None,
-    recipe: Mapping[str, Any],
-    data: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    preprocessing: Preprocessing,
-) -> ReleaseCard:
+def write_release(store: ReleaseStore, folder: Path, **about: Any) -> ReleaseCard:
     """Turn a folder of exported files into a release of the store.
 
     Parameters
@@ -563,8 +552,8 @@ def write_release(
         Where to.
     folder : Path
         Holds at least ``encoder.onnx`` and ``reference.npz``.
-    name, latent_size, latent_space, recipe, data, metrics, preprocessing : object
-        See `draft_card`.
+    **about : object
+        What `draft_card` takes besides.
 
     Returns
     -------
@@ -578,17 +567,7 @@ def write_release(
     RetriableError
         If the store cannot be written.
     """
-    card = draft_card(
-        folder,
-        name=name,
-        latent_size=latent_size,
-        latent_space=latent_space,
-        recipe=recipe,
-        data=data,
-        metrics=metrics,
-        preprocessing=preprocessing,
-    )
-    return store.publish(folder, card)
+    return store.publish(folder, draft_card(folder, **about))
 
 
 def draft_card(

@@ -220,6 +220,7 @@ class Monitor:
         self._gauges: dict[str, Gauge] = {}
         self._current = ""
         self._alarms: frozenset[tuple[str, str]] = frozenset()
+        self._complaint = ""
         self._changed = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
@@ -265,7 +266,7 @@ class Monitor:
 
     def _run(self) -> None:
         next_post = monotonic() + self._section.post_interval_s
-        while not self._stop.wait(_TICK_S):
+        while not self._stop.wait(min(_TICK_S, self._section.post_interval_s)):
             self._safely(self._look)
             if self._poster is not None and monotonic() >= next_post:
                 next_post = monotonic() + self._section.post_interval_s
@@ -274,8 +275,10 @@ class Monitor:
     def _safely(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception:
-            log.exception("watching over releases fails")
+        except Exception as error:  # noqa: BLE001 - the thread must outlive it
+            if repr(error) != self._complaint:  # told when it begins, and not again while it lasts
+                log.warning("watching over releases fails: %r", error)
+            self._complaint = repr(error)
 
     def _post(self) -> None:
         assert self._poster is not None

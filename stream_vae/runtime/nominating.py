@@ -14,8 +14,8 @@ import numpy.typing as npt
 from stream_vae.alert import Alert, FloatArray
 from stream_vae.errors import RejectedAlertError
 from stream_vae.labels.alerts import Facts
-from stream_vae.labels.label import REAL, Provenance
-from stream_vae.labels.solar_system import Tolerances, judge
+from stream_vae.labels.label import REAL, UNKNOWN, Provenance
+from stream_vae.labels.solar_system import Tolerances, is_near, judge
 from stream_vae.reservoir_scripts import Batch
 from stream_vae.sampling import (
     KNOWN,
@@ -24,6 +24,7 @@ from stream_vae.sampling import (
     SAMPLED,
     Floats,
     Heads,
+    could_enter,
     digests,
     pack,
     sampled_ranks,
@@ -35,6 +36,9 @@ _KNOWN = SAMPLED.index(KNOWN)
 _INJECTION, _SOLAR_SYSTEM = (
     PROVENANCES.index(provenance) for provenance in (Provenance.INJECTION, Provenance.SOLAR_SYSTEM)
 )
+_TOLERANCES = Tolerances()
+_DISTANCE, _OBJECT_ID = "solar_system.distance_arcsec", "solar_system.object_id"
+_BAND_BYTES = 8
 _TOLD = tuple((name, f"solar_system.{name}") for name in SolarSystem.model_fields)
 
 
@@ -59,6 +63,7 @@ class Nominator:
         self.thresholds: tuple[float, ...] = (np.inf,) * len(SAMPLED)
         self.waiting: frozenset[str] = frozenset()
         """Alerts that were labelled and are to be sent whatever their ranks are."""
+        self.nominate([], np.empty(0, np.float32))  # compiles now, and not while alerts wait
 
     def nominate(self, alerts: Sequence[Alert], novelty: FloatArray) -> tuple[npt.NDArray[np.intp], Floats]:
         """Compare ranks with thresholds; nothing is decoded.
@@ -75,18 +80,26 @@ class Nominator:
         rows : ndarray of int
             What could enter, or is waited for.
         ranks : ndarray
-            (rows, 4) as `Batch` has them, as if all of them labelled themselves.
+            (rows, 4) as `Batch` has them, as if all of them labelled themselves; inf where an alert cannot enter.
         """
         ids = [alert.alert_id for alert in alerts]
-        table = sampled_ranks(digests(self._survey, ids), _times(alerts), novelty, self.recent_days)
-        enters = table < self.thresholds
+        hashes, thresholds, waiting = digests(self._survey, ids), self._thresholds(), self.waiting
+        rows = could_enter(hashes, novelty, self.recent_days, time(), thresholds)
+        if waiting:
+            asked = [row for row, alert_id in enumerate(ids) if alert_id in waiting]
+            rows = np.union1d(rows, np.array(asked, np.intp))
+        if not rows.size:
+            return rows, np.empty((0, len(SAMPLED)))
+        some = [alerts[row] for row in rows.tolist()]
+        ranks = sampled_ranks(hashes[rows], _times(some), novelty[rows], self.recent_days)
+        enters = ranks < thresholds
         # One at the threshold may be the one there, whose record says that it is known: a later one has to say so too.
-        enters[:, _KNOWN] = table[:, _KNOWN] <= self.thresholds[_KNOWN] if self._tells else False
-        wanted = enters.any(axis=1)
-        if waiting := self.waiting:
-            wanted |= np.fromiter((alert_id in waiting for alert_id in ids), np.bool_, len(ids))
-        rows = np.flatnonzero(wanted)
-        return rows, np.where(enters[rows], table[rows], np.inf)
+        enters[:, _KNOWN] = ranks[:, _KNOWN] <= thresholds[_KNOWN]
+        return rows, np.where(enters, ranks, np.inf)
+
+    def _thresholds(self) -> tuple[float, ...]:
+        """No alert enters `known` where the profile does not say what alerts tell of themselves."""
+        return self.thresholds if self._tells else (*self.thresholds[:_KNOWN], -np.inf)
 
     def batch(self, alerts: Sequence[Alert], stamps: Stamps, novelty: FloatArray, ranks: Floats) -> tuple[Batch, int]:
         """Decode what is kept of nominated alerts, and pack them.
@@ -100,7 +113,7 @@ class Nominator:
         novelty : ndarray
             (n,).
         ranks : ndarray
-            (n, 4) from `nominate`; changed.
+            (n, 4) from `nominate`.
 
         Returns
         -------
@@ -109,25 +122,32 @@ class Nominator:
         too_long : int
             Alerts that were left out because their ids have no end.
         """
-        heads = Heads.empty(len(alerts))
-        heads.time_s[:], heads.novelty[:], heads.quality[:] = _times(alerts), novelty, stamps.quality
-        fitting = np.ones(len(alerts), np.bool_)
-        waiting = np.zeros(len(alerts), np.bool_)
-        for row, alert in enumerate(alerts):
-            fitting[row] = len(alert.alert_id.encode()) <= LONGEST_ID
-            waiting[row] = alert.alert_id in self.waiting
-            heads.bands[row] = _shortened(self._profile.band(_field(alert, "band")) or "", 8)
-            found = self._own_label(alert, asteroids=bool(np.isfinite(ranks[row, _KNOWN])))
-            if found == _INJECTION:
-                ranks[row, :_KNOWN] = np.inf  # no natural source: the samples are of what the sky shows
-            if found:
-                heads.labels[row], heads.provenances[row] = REAL, found
-            else:
-                ranks[row, _KNOWN] = np.inf
-        chosen = np.flatnonzero(fitting & (waiting | np.isfinite(ranks).any(axis=1)))
-        some = Heads._make(column[chosen] for column in heads)
-        records = pack(stamps.stamps[chosen], some)
-        return Batch([alerts[row].alert_id for row in chosen.tolist()], ranks[chosen], records), int((~fitting).sum())
+        rows, bands, own, too_long = [], [], [], 0
+        for row, (alert, reached) in enumerate(zip(alerts, np.isfinite(ranks).tolist(), strict=True)):
+            if len(alert.alert_id.encode()) > LONGEST_ID:
+                too_long += 1
+                continue
+            found = self._own_label(alert, asteroids=reached[_KNOWN])
+            # An injected source is no natural one: the samples are of what the sky shows.
+            samples = found != _INJECTION and any(reached[:_KNOWN])
+            if samples or (found and reached[_KNOWN]) or alert.alert_id in self.waiting:
+                rows.append(row)
+                own.append(found)
+                bands.append(_shortened(self._profile.band(_field(alert, "band")) or "", _BAND_BYTES))
+        codes = np.array(own, np.uint8)
+        chosen = ranks[rows]
+        chosen[codes == _INJECTION, :_KNOWN] = np.inf
+        chosen[codes == 0, _KNOWN] = np.inf
+        alerts = [alerts[row] for row in rows]
+        heads = Heads(
+            _times(alerts),
+            novelty[rows],
+            stamps.quality[rows],
+            np.where(codes > 0, REAL, UNKNOWN).astype(np.int8),
+            codes,
+            np.array(bands, f"S{_BAND_BYTES}"),
+        )
+        return Batch([alert.alert_id for alert in alerts], chosen, pack(stamps.stamps[rows], heads)), too_long
 
     def _own_label(self, alert: Alert, *, asteroids: bool) -> int:
         """Give the provenance of the label that the alert gives itself; 0 for none."""
@@ -135,8 +155,10 @@ class Nominator:
             return _INJECTION
         if not asteroids or self._profile.solar_system is None:
             return 0
+        if not is_near(_field(alert, _DISTANCE), _field(alert, _OBJECT_ID), _TOLERANCES):
+            return 0
         told = {name: _field(alert, path) for name, path in _TOLD}
-        verdict = judge(Facts(alert.alert_id, None, None, None, told), Tolerances())
+        verdict = judge(Facts(alert.alert_id, None, None, None, told), _TOLERANCES)
         return 0 if verdict.label is None else _SOLAR_SYSTEM
 
 

@@ -115,6 +115,7 @@ class Offering:
         self._preprocessing = preprocessing
         self._capacities = capacities
         self._metrics = metrics
+        self._recent_days = recent_days
         self._nominator = Nominator(reservoir.survey, profile, recent_days)
         self._most = queue_stamps
         self._circuit = Circuit(retry_after_s)
@@ -128,6 +129,7 @@ class Offering:
         self._changed = threading.Condition()
         self._closing = False
         self._complaint = ""
+        self._failing = False
         bound = memory_bound(capacities, preprocessing) / 2**20
         shares = ", ".join(f"{number:,} {stratum}" for stratum, number in zip(STRATA, capacities, strict=True))
         log.info("reservoir at %s: up to %s stamps, %.0f MiB of its memory", reservoir.where, shares, bound)
@@ -272,9 +274,9 @@ class Offering:
         if answer.status != "ok":
             self._failed(batch, "refused", self._refusal(answer))
             return
-        if self._circuit.state != "closed":
+        if self._failing and batch.alert_ids:  # a full server answers questions and takes nothing
             log.info("the reservoir at %s takes stamps again", self._reservoir.where)
-            self._complaint = ""
+            self._complaint, self._failing = "", False
         self._circuit.succeeded()
         self._look_for_loss(answer)
         self._compare_settings(answer)
@@ -308,10 +310,10 @@ class Offering:
             for at, name in enumerate(CAPACITY_SETTINGS)
             if kept[at] < own[at]
         ]
-        days, own_days = answer.recent_days, self._nominator.recent_days
-        if days is not None and days != own_days:
-            differing.append(f"recent alerts for {days:g} days and not reservoir.recent_days = {own_days:g}")
-            self._nominator.recent_days = days
+        days = self._recent_days if answer.recent_days is None else answer.recent_days
+        if days != self._recent_days:
+            differing.append(f"recent alerts for {days:g} days and not reservoir.recent_days = {self._recent_days:g}")
+        self._nominator.recent_days = days
         if differing:
             self._complain(
                 f"the reservoir keeps {'; '.join(differing)}: a sample cannot grow or change; "
@@ -338,6 +340,7 @@ class Offering:
 
     def _failed(self, batch: Batch, reason: str, complaint: str) -> None:
         self._circuit.failed()
+        self._failing = True
         self._metrics.reservoir_circuit_open.labels(self._metrics.survey).set(1)
         self._dropped(reason, len(batch.alert_ids))
         self._drop_queue("circuit_open")

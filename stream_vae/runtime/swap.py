@@ -68,6 +68,8 @@ class ReleaseWatch:
         self._tried: Challenger | None = None
         self._trial_complaint = ""
         self._stop = threading.Event()
+        # Before the first alert: one that is delivered again after a restart goes the way it went before.
+        self._look_for_challenger()
         self._thread = threading.Thread(target=self._run, name="releases", daemon=True)
         self._thread.start()
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _INTERVALS = 3
 """Reports that may be missed before a worker counts as gone."""
+_FRESH_AT_LEAST_S = 5.0
+"""A busy machine is late by as much, however often it is to report."""
 _LONGEST = 4 * 2**20
 """Bytes of a report, which has some kilobytes."""
 _FORGOTTEN_S = 3600.0
@@ -213,6 +215,7 @@ class Poster:
         self._interval_s = interval_s
         self._circuit = Circuit(interval_s)
         self._complaint = ""
+        self._posted = False
 
     def post(self, releases: Mapping[str, ReleaseVitals]) -> None:
         """Write the report over the last one; never raises.
@@ -225,7 +228,7 @@ class Poster:
         if self._circuit.state == "open":
             self._count("skipped")
             return
-        fresh_s = _INTERVALS * self._interval_s
+        fresh_s = max(_INTERVALS * self._interval_s, _FRESH_AT_LEAST_S)
         document = {
             "time": time(),
             "fresh_s": fresh_s,
@@ -242,12 +245,14 @@ class Poster:
             self._complaint = str(error)
         else:
             self._circuit.succeeded()
+            self._posted = True
             self._count("posted")
             self._complaint = ""
 
     def close(self) -> None:
         """Take the report back and leave; may be called twice."""
-        if self._circuit.state == "closed":
+        if self._posted and self._circuit.state == "closed":
+            self._posted = False
             with suppress(redis.RedisError, OSError):
                 self._client.hdel(key_of(self._survey), self._name)
         self._client.close()

@@ -30,6 +30,7 @@ WORKERS_RIGHTS = [
     "+zadd",
     "+zrem",
     "+zpopmax",
+    "+expire",
 ]
 """Of a worker's user, on keys that begin with {vae}:."""
 _RIGHTS = f"ACL SETUSER USER ~{{vae}}:* {' '.join(WORKERS_RIGHTS)} is what a worker needs."

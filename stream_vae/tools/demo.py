@@ -43,7 +43,8 @@ _ON_THE_WAY = 200
 """Alerts between the replayer and the reader: 13 a partition on average, of the 80 that the broker would keep."""
 _PATIENCE_S = 60.0
 _RESERVOIR = 500
-"""Stamps that the reservoir keeps of the stream: fewer than there are, so that it has to choose."""
+"""Stamps that the reservoir's uniform stratum keeps of the stream, and five times as many as each other one: fewer than
+there are, so that it has to choose."""
 _KEPT = 400
 """Enriched packets that are kept for the picture."""
 
@@ -127,7 +128,13 @@ def settings_for(broker: EmbeddedKafka, valkey: EmbeddedValkey, store: Path) -> 
         ),
         release=ReleaseSettings(store=str(store)),
         batch=BatchSettings(max_alerts=64, max_wait_s=0.05),
-        reservoir=ReservoirSettings(url=SecretStr(valkey.url), capacity=_RESERVOIR),
+        reservoir=ReservoirSettings(
+            url=SecretStr(valkey.url),
+            capacity=_RESERVOIR,
+            recent_capacity=_RESERVOIR // 5,
+            rare_capacity=_RESERVOIR // 5,
+            known_capacity=_RESERVOIR // 5,
+        ),
     )
 
 

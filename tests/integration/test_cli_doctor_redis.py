@@ -47,3 +47,33 @@ def test_a_dead_server_is_a_warning_without_its_password_since_publishing_goes_o
     (finding,) = check_reservoir(settings_with(f"redis://user:{secret}@127.0.0.1:1/0"))
     assert finding.state is State.WARNING
     assert secret not in finding.says + finding.remedy
+
+
+@contextlib.contextmanager
+def memory(server, size):
+    with server.client() as client:
+        before = client.config_get("maxmemory")["maxmemory"]
+        client.config_set("maxmemory", size)
+        yield
+        client.config_set("maxmemory", before)
+
+
+def test_a_server_that_is_smaller_than_the_strata_may_grow_is_reported(redis_server):
+    with policy(redis_server, "noeviction"), memory(redis_server, "50mb"):
+        findings = check_reservoir(settings_with(redis_server.url))
+    assert [finding.state for finding in findings] == [State.GOOD, State.WARNING]
+    assert "maxmemory 50 MiB" in findings[1].says
+    assert "capacities lower" in findings[1].remedy
+    with policy(redis_server, "noeviction"), memory(redis_server, "500mb"):
+        assert len(check_reservoir(settings_with(redis_server.url))) == 1
+
+
+def test_keys_of_another_version_are_a_warning_with_what_to_do(redis_server):
+    meta = "{vae}:ztf:meta"
+    with redis_server.client() as client:
+        client.hset(meta, mapping={"layout": "1", "capacity": "50000"})
+        (finding,) = check_reservoir(settings_with(redis_server.url))
+        client.delete(meta)
+    assert finding.state is State.WARNING
+    assert "layout '1'" in finding.says
+    assert "reservoir clear" in finding.remedy

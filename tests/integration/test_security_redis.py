@@ -6,6 +6,9 @@ import uuid
 import pytest
 import redis
 from stream_vae import assembly
+from stream_vae.metrics import Metrics
+from stream_vae.reservoir import connect
+from stream_vae.runtime.vitals import Poster, read
 from stream_vae.settings import from_plain, to_plain
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.checks_reservoir import WORKERS_RIGHTS, check_reservoir
@@ -71,6 +74,19 @@ def test_stamps_enter_over_tls_by_a_user_with_the_least_rights(deployment, redis
     with contextlib.closing(assembly.reservoir_of(whole)) as reservoir:
         assert reservoir.stats().stamps == total(metrics, "stream_vae_reservoir_entered_total") > 0
         reservoir.clear()
+
+
+def test_a_worker_reports_on_its_releases_with_the_least_rights(deployment, redis_server):
+    url = deployment.settings.reservoir.url.get_secret_value()
+    metrics = Metrics("candidate")
+    client = connect(url, timeout_s=5, ca_file=deployment.settings.reservoir.ca_file)
+    poster = Poster(client, "candidate", 0, metrics, interval_s=10)
+    poster.post({})
+    with redis_server.client() as reader:
+        assert read(reader, "candidate").workers == 1
+        poster.close()
+        assert read(reader, "candidate").workers == 0
+    assert total(metrics, "stream_vae_vitals_posts_total") == 1
 
 
 def test_the_doctor_is_content_with_the_least_rights(deployment):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stream_vae import assembly
-from stream_vae.alert import Codes, FloatArray, Outcome
+from stream_vae.alert import Codes, FloatArray, Outcome, Scores
 from stream_vae.canary import Canary, chosen
 from stream_vae.errors import RetriableError
 from stream_vae.metrics import Metrics
@@ -118,6 +118,23 @@ def test_a_challenger_that_fails_is_dropped_and_its_alerts_go_by_the_current_rel
     assert canary.dropped
     assert len(told) == 1
     assert set(releases(run(replace(first, canary=canary)))) == {first_id}  # dropped for good, though it would work
+
+
+class Odd:
+    """A scorer whose scores are tables."""
+
+    flag = np.uint32(0)
+
+    def score(self, codes: Codes) -> Scores:
+        return Scores(*[np.full((len(codes.z_mean), 2), 0.5, np.float32)] * 4)
+
+
+def test_a_challenger_whose_answers_cannot_be_published_is_dropped_too(pair: tuple[Stages, str, Stages, str]) -> None:
+    first, first_id, second, second_id = pair
+    canary = Canary(second_id, replace(second, scorer=Odd()), 0.4)  # type: ignore[arg-type]
+    outcomes = run(replace(first, canary=canary))
+    assert canary.dropped
+    assert releases(outcomes) == [first_id] * 60
 
 
 def test_a_share_of_one_leaves_the_current_release_nothing(pair: tuple[Stages, str, Stages, str]) -> None:

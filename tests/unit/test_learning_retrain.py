@@ -10,9 +10,10 @@ from stream_vae import assembly
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import ConfigError
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.retrain import LEAST_HELD_OUT, retrain_now
+from stream_vae.learning.retrain import LEAST_HELD_OUT, LEAST_LABELLED, _labelled, _scorer_of, retrain_now
 from stream_vae.model.release import Preprocessing
 from stream_vae.model.store import ReleaseStore
+from stream_vae.sample import Sample
 from stream_vae.sampling import Capacities
 from stream_vae.settings import KafkaSettings, ReleaseSettings, ReservoirSettings, Settings
 
@@ -129,6 +130,56 @@ def test_what_is_for_one_retraining_is_refused_without_now(tmp_path):
     assert "--recipe, --no-promote: for one retraining only. Add --now." in str(result.exception)
     both = command("retrain", "--settings", file, "--now", "--ray-address", "auto")
     assert "--now retrains in this process" in str(both.exception)
+
+
+def sample_of(labels):
+    count = len(labels)
+    nothing = ("",) * count
+    return Sample(
+        np.zeros((count, 21, 21, 1), np.float32),
+        tuple(map(str, range(count))),
+        Preprocessing(),
+        np.array(labels, np.int8),
+        nothing,
+        np.zeros(count),
+        np.zeros(count, np.float32),
+        np.zeros(count, np.uint32),
+        nothing,
+        ("uniform",) * count,
+    )
+
+
+@pytest.mark.parametrize(
+    ("real", "bogus", "asked", "learns", "kept"),
+    [
+        (LEAST_LABELLED, LEAST_LABELLED, False, False, True),
+        (LEAST_LABELLED, LEAST_LABELLED, True, True, True),  # as the recipe wants it
+        (LEAST_LABELLED, 0, False, True, True),  # one class only: real ones against unlabelled ones
+        (LEAST_LABELLED, LEAST_LABELLED - 1, False, True, True),
+        (0, LEAST_LABELLED, False, False, False),  # one class only, and not the one that teaches alone
+        (LEAST_LABELLED - 1, LEAST_LABELLED, False, False, False),
+        (0, 0, True, False, False),
+    ],
+)
+def test_a_scorer_learns_from_the_labels_that_there_are_and_else_from_simulated_stamps(
+    real, bogus, asked, learns, kept, caplog
+):
+    recipe = build_recipe({"scorer": {"positive_unlabelled": asked}})
+    sample = sample_of([1] * real + [0] * bogus + [-1] * 100)
+    chosen, labels = _scorer_of(recipe, sample)
+    assert chosen.scorer.positive_unlabelled is learns
+    assert bool((labels >= 0).any()) is kept
+    if (real or bogus) and not kept:
+        assert "too few for a scorer" in caplog.text  # what people labelled is not passed over without a word
+
+
+def test_labelled_stamps_judge_where_there_are_both_classes_and_real_ones_rank_where_there_are_not():
+    natural = sample_of([-1] * 200)
+    both = _labelled(natural, sample_of([1] * 30 + [0] * 30 + [-1] * 40))
+    assert (both.name, both.ranked, len(both.stamps)) == ("labelled", False, 60)
+    ranked = _labelled(natural, sample_of([1] * 30 + [-1] * 40))
+    assert (ranked.name, ranked.ranked, len(ranked.stamps)) == ("real against unlabelled", True, 230)
+    assert _labelled(natural, sample_of([1] * 5 + [-1] * 40)) is None
 
 
 def test_nothing_is_loaded_for_training_until_there_is_something_to_train_on():

@@ -6,19 +6,14 @@ from stream_vae.errors import ConfigError
 from stream_vae.learning.compare import look
 from stream_vae.learning.data.stamps import REAL, Chunk, StampSource
 from stream_vae.learning.gates import FrozenSet
+from stream_vae.learning.mapping import MAPPING, carried, fit_mapping, retrieval
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.succession import (
-    MAPPING,
-    Succession,
-    carried,
-    first_of_space,
-    fit_mapping,
-    retrieval,
-    space_of,
-)
+from stream_vae.learning.succession import Succession, first_of_space, space_of
 from stream_vae.learning.train import train
 from stream_vae.model.release import problems
 from stream_vae.model.store import ReleaseStore
+
+from deployment import answered
 
 # TensorFlow's variables do not know numpy 2's `copy` yet; Keras converts them so when it saves.
 pytestmark = [
@@ -139,6 +134,17 @@ def test_from_scratch_the_space_is_another_one_and_a_mapping_carries_vectors_ove
     mapped = carried(old, mapping["matrix"], mapping["offset"])
     assert np.square(mapped - new).mean() < 0.5 * np.square(old - new).mean()
     assert retrieval(later.stamps, new, mapped).new_against_old > retrieval(later.stamps, new, old).new_against_old
+
+
+def test_a_mapping_between_any_two_releases_is_written_on_demand(store, first, second, tmp_path):
+    from stream_vae.cli import releases  # noqa: F401 - its import makes the command
+
+    file = tmp_path / "mapping.npz"
+    said = answered("releases", "compare", first.id, second.id, "--store", store.url, "--mapping", file)
+    assert said["same_latent_space"]
+    with np.load(file) as mapping:
+        assert mapping["matrix"].shape == mapping["back_matrix"].shape == (6, 6)
+        assert mapping["recall_mapped"] > 0.8 * mapping["recall_new"]  # next to nothing has to be carried over
 
 
 def test_a_recipe_of_another_size_cannot_go_on(store, first, later):

@@ -14,7 +14,7 @@ from stream_vae.metrics import Metrics
 from stream_vae.model.release import Preprocessing
 from stream_vae.reservoir import Answer, Reservoir, address, connect
 from stream_vae.runtime.offering import TIMEOUT_S, Circuit, Offering
-from stream_vae.sampling import RANKS, Capacities, unpack
+from stream_vae.sampling import RANKS, STRATA, Capacities, unpack
 
 from reservoirs import named, observed
 
@@ -265,3 +265,88 @@ def test_a_full_redis_costs_the_alert_path_nothing(metrics, caplog):
 
 
 REASONS = ("queue_full", "circuit_open", "redis_error", "closing")
+
+
+def test_stamps_of_waiting_alerts_are_sent_though_every_stratum_is_full(metrics):
+    full = OK._replace(thresholds=(-np.inf,) * 4, waiting=frozenset({"1003"}), waiting_version="1")
+    reservoir = FakeReservoir(full)
+    with offering(reservoir, metrics) as one:
+        wait_for(lambda: reservoir.batches)
+        assert one.flush(5)
+        offer(one, names(1), STAMPS)
+        offer(one, names(2), STAMPS)
+        assert one.flush(5)
+    assert reservoir.received == ["1003"]
+    assert value(metrics, "waiting_alerts") == 1
+    assert reservoir.asked[0] == ""  # nothing is known yet
+    assert set(reservoir.asked[1:]) == {None}  # and it does not ask again at once
+
+
+def test_a_reservoir_that_lost_everything_is_told_once_and_filled_again(metrics, caplog):
+    reservoir = FakeReservoir(OK._replace(name="one", stamps=77))
+    with offering(reservoir, metrics) as one:
+        wait_for(lambda: value(metrics, "stamps") == 77)
+        for name, stamps in (("", 0), ("", 0), ("two", 5), ("two", 6)):
+            reservoir.answer = OK._replace(name=name, stamps=stamps)
+            offer(one, names(stamps), STAMPS)
+            assert one.flush(5)
+    assert value(metrics, "lost_total") == 1
+    assert sum("lost all it had, 77 stamps" in record.message for record in caplog.records) == 1
+    assert value(metrics, "stamps") == 6
+
+
+def test_a_reservoir_that_is_kept_by_other_settings_is_told_once(metrics, caplog):
+    smaller = OK._replace(capacities=Capacities(500, 10), recent_days=3.0)
+    reservoir = FakeReservoir(smaller)
+    capacities = Capacities(1000, 20)
+    with contextlib.closing(Offering(reservoir, Preprocessing(), capacities, metrics, profile=PROFILE)) as one:
+        for batch in range(3):
+            offer(one, names(batch), STAMPS)
+            assert one.flush(5)
+        expected = (
+            "500 stamps and not reservoir.capacity = 1000; 10 stamps and not reservoir.recent_capacity = 20; "
+            "recent alerts for 3 days and not reservoir.recent_days = 7"
+        )
+        assert [expected in each.message for each in caplog.records if "cannot grow" in each.message] == [True]
+        assert one._nominator.recent_days == 3.0
+
+
+def test_each_stratum_is_counted(metrics):
+    reservoir = FakeReservoir(OK._replace(sizes=Capacities(5, 4, 3, 2, 1), entered=2))
+    with offering(reservoir, metrics) as one:
+        assert one.flush(5)
+        wait_for(lambda: value(metrics, "entered_total"))
+    sizes = {stratum: value(metrics, "stratum_stamps", stratum=stratum) for stratum in STRATA}
+    assert sizes == {"uniform": 5, "recent": 4, "rare": 3, "known": 2, "anchors": 1}
+
+
+def test_a_worker_whose_reservoir_is_flushed_says_so_and_fills_it_again(metrics, caplog):
+    with EmbeddedValkey() as valkey:
+        reservoir = Reservoir(connect(valkey.url, timeout_s=5.0), "ztf", where=address(valkey.url))
+        capacities = Capacities(1000, 100, 100, 100, 100)
+        with (
+            contextlib.closing(Offering(reservoir, Preprocessing(), capacities, metrics, profile=PROFILE)) as one,
+            redis.Redis.from_url(valkey.url) as client,
+        ):
+            offer(one, names(1), STAMPS)
+            assert one.flush(5)
+            client.flushall()
+            offer(one, names(2), STAMPS)
+            assert one.flush(5)
+            assert client.hlen("{vae}:ztf:stamps") == 128
+    assert value(metrics, "lost_total") == 1
+    assert sum("lost all it had, 128 stamps" in record.message for record in caplog.records) == 1
+    assert value(metrics, "offered_total") == 256
+    assert not any(value(metrics, "dropped_total", reason=why) for why in REASONS)
+
+
+def test_keys_of_another_version_stop_the_offers_and_no_alert(metrics, caplog):
+    with EmbeddedValkey() as valkey, redis.Redis.from_url(valkey.url) as client:
+        client.hset("{vae}:ztf:meta", mapping={"layout": "1", "capacity": "50000"})
+        spent, _ = offer_much(valkey.url, metrics)
+        assert client.hgetall("{vae}:ztf:meta") == {b"layout": b"1", b"capacity": b"50000"}
+        assert client.dbsize() == 1
+    assert spent < MUCH_LESS_THAN_WAITING_S
+    assert value(metrics, "circuit_open") == 1
+    assert sum("layout '1'" in record.message for record in caplog.records) == 1
+    assert sum(value(metrics, "dropped_total", reason=why) for why in (*REASONS, "refused")) == 12_800

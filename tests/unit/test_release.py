@@ -1,8 +1,11 @@
 """Releases: published whole or not at all, verified before use, and which one is served."""
 
+import contextlib
 import gc
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +246,61 @@ def test_a_folder_without_a_required_file_is_no_release(tmp_path: Path, folder: 
     (source / missing).unlink()
     with pytest.raises(ConfigError, match=f"has no {missing}"):
         publish(ReleaseStore(str(tmp_path / "other")), source)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from stream_vae.errors import RetriableError
+from stream_vae.model.release import Preprocessing
+from stream_vae.model.store import ReleaseStore, write_release
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # a file cannot grow beyond: as on a disk that is full
+about = {"recipe": {}, "data": {}, "metrics": {}, "preprocessing": Preprocessing()}
+try:
+    write_release(ReleaseStore(sys.argv[1]), Path(sys.argv[2]), name="test", latent_size=21, **about)
+except RetriableError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_release(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    make_release(ReleaseStore(url), tmp_path / "old")
+    make_release(ReleaseStore(str(tmp_path / "elsewhere")), tmp_path / "new", seed=1)
+    run = [sys.executable, "-c", FULL_DISK, url, str(tmp_path / "new")]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert "cannot be written" in result.stdout
+    assert "Nothing of it was kept" in result.stdout
+    store = ReleaseStore(url)
+    assert len(list((tmp_path / "store" / "releases").iterdir())) == 1
+    assert [event["event"] for event in store.history()] == ["created", "promoted"]
+    assert problems(store.fetch(store.ids()[0])) == []
+
+
+@pytest.mark.parametrize("files", range(len(FILES) + 1))
+def test_whoever_is_killed_while_publishing_leaves_no_release_that_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    source = tmp_path / "source"
+    make_release(ReleaseStore(str(tmp_path / "elsewhere")), source, seed=1)
+    store = ReleaseStore(str(tmp_path / "store"))
+    put, written = store._fs.put_file, []
+
+    def dies(*arguments: object) -> None:
+        if len(written) == files:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        put(*arguments)
+
+    monkeypatch.setattr(store._fs, "put_file", dies)
+    with contextlib.suppress(KeyboardInterrupt):
+        publish(store, source)
+    monkeypatch.undo()
+    assert store.ids() == store.folders()
+    assert all(problems(store.fetch(name)) == [] for name in store.folders())
+    publish(store, source)
+    assert len(store.ids()) >= 1
 
 
 def publish(store: ReleaseStore, folder: Path, **changes: Any) -> ReleaseCard:

@@ -180,3 +180,10 @@ def test_the_layouts_of_old_schemas_are_forgotten() -> None:
         alerts, _ = decoder.decode([Packet(value, "in", 0, number)])
         assert alerts[0].alert_id == str(number)
     assert len(decoder._layouts) == limits.schema_cache_entries
+
+
+def test_a_misspelt_key_of_injection_is_told_with_the_right_one():
+    profile = {"name": "x", "fields": {"alert_id": "id"}, "cutouts": {"difference": "d"}}
+    assert surveys.parse(profile | {"injection": {"injected": "fake"}}, where="x").injection.injected == ("fake",)
+    with pytest.raises(ConfigError, match="did you mean injected"):
+        surveys.parse(profile | {"injection": {"injectd": "fake"}}, where="x")

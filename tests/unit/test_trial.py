@@ -17,7 +17,7 @@ from stream_vae.model.store import ReleaseStore
 from stream_vae.runtime.worker import Worker
 
 from deployment import Deployment
-from flow import Record, check_books, read, send, total, until
+from flow import Record, check_books, read, send, total, until, work
 from following import follow, value, working
 from releases import LATENTS, make_release
 from servers import Kafka
@@ -237,3 +237,14 @@ def test_alerts_that_come_again_go_the_same_way(flow: tuple[Deployment, ReleaseS
         publish(deployment, reversed(range(40)), metrics)
     found = scored_by(deployment)
     assert found[:40] == expected(second, first, range(40), 0.5) == found[:39:-1]
+
+
+def test_a_worker_that_starts_amid_a_trial_knows_of_it_before_its_first_alert(
+    flow: tuple[Deployment, ReleaseStore, str, str],
+) -> None:
+    deployment, store, first, second = flow
+    store.challenge(second, "canary", 0.5)
+    send(deployment.kafka, deployment.input, [Record(avro_file(candidate(n))) for n in range(30)])
+    slow = deployment.settings.release.model_copy(update={"poll_s": 600.0})
+    work(deployment.settings.model_copy(update={"release": slow}))
+    assert scored_by(deployment) == expected(second, first, range(30), 0.5)
