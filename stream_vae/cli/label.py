@@ -28,7 +28,7 @@ _WORDS = {1: "real", 0: "bogus", -1: "unknown"}
 _JUDGES = {
     "probe": "a probe on the labels that the reservoir has tells where it is unsure",
     "scorer": "there are too few labels for a probe: the release's scorer tells where it is unsure",
-    "nothing": "neither labels nor a scorer tell what is unsure: these lie far apart from each other",
+    "nothing": "neither labels nor a scorer tell what is unsure: these are of the highest novelty",
 }
 
 

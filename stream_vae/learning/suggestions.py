@@ -13,6 +13,7 @@ from stream_vae.alert import Codes, FloatArray, Scores
 from stream_vae.errors import ConfigError
 from stream_vae.labels.label import BOGUS, REAL, Provenance
 from stream_vae.learning.suggest import (
+    LEAST_LABELS,
     LEAST_OF_A_CLASS,
     Uncertainty,
     choose,
@@ -123,9 +124,11 @@ def suggest(reservoir: Reservoir, release: Release, count: int, random: np.rando
     found, judge = judged(codes, scores, labels, candidates, known, random)
     apart = held_out(reservoir.survey, sample.alert_ids)
     z = standardised(codes.z_mean.astype(np.float64), known)
+    # Where nothing tells what is uncertain, what is unlike all that the release was trained on goes first.
+    value = scores.novelty[candidates].astype(np.float64) if judge == "nothing" else found.entropy
     chosen = choose(
         z[candidates],
-        found.entropy,
+        value,
         count,
         limited=apart[candidates],
         most_limited=int(HELD_OUT_MOST * count),
@@ -193,7 +196,7 @@ def judged(
         What told it: `probe`, `scorer` or `nothing`.
     """
     real, bogus = np.flatnonzero(labels == REAL), np.flatnonzero(labels == BOGUS)
-    if min(len(real), len(bogus)) >= LEAST_OF_A_CLASS:
+    if len(real) + len(bogus) >= LEAST_LABELS and min(len(real), len(bogus)) >= LEAST_OF_A_CLASS:
         rows = np.concatenate([real, bogus])
         z_mean, z_log_var = codes.z_mean.astype(np.float64), codes.z_log_var.astype(np.float64)
         probe = fit_probe(z_mean[known], z_mean[rows], labels[rows] == REAL)

@@ -17,14 +17,18 @@ from stream_vae.cli import label, reservoir  # noqa: F401 - their import makes t
 from stream_vae.errors import ConfigError
 from stream_vae.labels.intake import Intake
 from stream_vae.labels.label import Label, Provenance, parse_record
+from stream_vae.learning.suggest import LEAST_LABELS
 from stream_vae.learning.suggestions import suggest
 from stream_vae.metrics import TrainerMetrics
+from stream_vae.model.store import ReleaseStore
+from stream_vae.reservoir import Reservoir, connect
 from stream_vae.sampling import Capacities, held_out
 from stream_vae.tools.checks_kafka import KafkaChecks
 from stream_vae.tools.checkup import State
 
 from deployment import answered, command, deploy
 from flow import read, until
+from releases import make_release
 from reservoirs import batch_of
 
 PROFILE = {
@@ -185,21 +189,33 @@ def test_suggestions_have_no_label_and_few_of_them_are_held_out(deployed):
     assert (found["judge"], found["labelled"], found["looked_at"]) == ("scorer", 1, STAMPS - 1)
     apart = held_out(deployed.settings.survey, ids)
     assert [each["held_out"] for each in found["suggestions"]] == apart.tolist()
-    assert 1 <= apart.sum() <= 6
+    assert apart.sum() <= 6
     assert all(0 <= each["real_score"] <= 1 for each in found["suggestions"])
     assert answered("label", "--suggest", 20, "--settings", deployed.file) == found
 
 
-def test_labels_of_both_classes_make_a_probe_the_judge(deployed):
-    with contextlib.closing(assembly.reservoir_of(deployed.settings)) as opened:
-        release = assembly.release_of(deployed.settings)
+def test_enough_labels_make_a_probe_the_judge(deployed, redis_server):
+    release = assembly.release_of(deployed.settings)
+    client = connect(redis_server.url, timeout_s=5.0)
+    with contextlib.closing(Reservoir(client, deployed.settings.survey, where="here")) as opened:
         before = suggest(opened, release, 10, np.random.default_rng(0))
-        for number in range(12):
+        for number in range(LEAST_LABELS):
             opened.label(Label(f"alert-{number}", number % 2, Provenance.HUMAN))
         after = suggest(opened, release, 10, np.random.default_rng(0))
-    assert (before.judge, after.judge, after.labelled) == ("scorer", "probe", 12)
+    assert (before.judge, after.judge, after.labelled) == ("scorer", "probe", LEAST_LABELS)
     assert [each.alert_id for each in before.items] != [each.alert_id for each in after.items]
     assert all(each.information > 0 for each in after.items)
+
+
+def test_without_a_scorer_and_labels_the_most_novel_go_first(deployed, tmp_path):
+    store = ReleaseStore(str(tmp_path / "other"))
+    make_release(store, tmp_path / "without", scorer=False)
+    with contextlib.closing(assembly.reservoir_of(deployed.settings)) as opened:
+        found = suggest(opened, store.load(None), 5, np.random.default_rng(0))
+        every = suggest(opened, store.load(None), STAMPS, np.random.default_rng(0))
+    assert found.judge == "nothing"
+    assert found.items[0].novelty == max(each.novelty for each in every.items)
+    assert np.isnan(found.items[0].real_score)
 
 
 def test_without_a_terminal_stamps_are_shown_and_nobody_is_asked(deployed, tmp_path):

@@ -80,11 +80,16 @@ def test_classes_that_lie_apart_leave_the_weights_finite():
     assert probe.weights[0] > 0
 
 
-def test_the_most_uncertain_comes_first_and_then_what_lies_apart():
+def test_the_most_uncertain_comes_first_and_what_is_nearly_the_same_last():
     z = np.array([[0.0], [0.01], [5.0], [-5.0]])
     value = np.array([1.0, 0.99, 0.5, 0.4])
     assert suggest.choose(z, value, 3).tolist() == [0, 2, 3]
     assert suggest.choose(z, value, 9).tolist() == [0, 2, 3, 1]
+
+
+def test_an_outlier_is_not_chosen_for_being_one():
+    z = np.array([[0.0], [0.6], [100.0]])
+    assert suggest.choose(z, np.array([1.0, 0.9, 0.8]), 2).tolist() == [0, 1]
 
 
 def test_of_held_out_stamps_only_so_many_are_chosen():
