@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from stream_vae.learning.measures import roc_auc
 from stream_vae.learning.progress import reporter
-from stream_vae.learning.suggest import LEAST_LABELS, Uncertainty, choose, draw_codes, fit_probe, uncertainty
+from stream_vae.learning.suggest import Uncertainty, choose, draw_codes, fit_probe, uncertainty
 
 from real_stamps import fit
 
@@ -112,9 +112,7 @@ def apart(problem: Problem, labelled: Rows, left: Rows, random: np.random.Genera
 
 
 def suggested(problem: Problem, labelled: Rows, left: Rows, random: np.random.Generator) -> Rows:
-    """Take what `stream-vae label --suggest` would; as long as it asks the release's scorer, chance stands for that."""
-    if len(labelled) < LEAST_LABELS:
-        return at_random(problem, labelled, left, random)
+    """Take what `stream-vae label --suggest` would."""
     return choose(problem.z[left], judged(problem, labelled, left, random).entropy, STEP)
 
 

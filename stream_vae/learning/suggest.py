@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
-LEAST_LABELS, LEAST_OF_A_CLASS = 40, 5
-"""From so many labels on, and of each class, a probe tells what is uncertain. Measured (training/LOG.md): with 10 to 40
-labels what a probe chose was worse than what chance did, later it was better."""
+LEAST_OF_A_CLASS = 5
+"""Labels of each class from which on a probe tells what is uncertain. Measured so (training/LOG.md): the first ten or
+twenty that it chooses teach no more than chance, later ones do."""
 APART = 0.5
 """Of the latent space's typical distance from its middle: what lies nearer to a stamp that was chosen counts less. No
 reward for lying farther: that chose outliers, which cost dozens of labels."""

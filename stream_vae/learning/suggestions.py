@@ -13,7 +13,6 @@ from stream_vae.alert import Codes, FloatArray, Scores
 from stream_vae.errors import ConfigError
 from stream_vae.labels.label import BOGUS, REAL, Provenance
 from stream_vae.learning.suggest import (
-    LEAST_LABELS,
     LEAST_OF_A_CLASS,
     Uncertainty,
     choose,
@@ -196,7 +195,7 @@ def judged(
         What told it: `probe`, `scorer` or `nothing`.
     """
     real, bogus = np.flatnonzero(labels == REAL), np.flatnonzero(labels == BOGUS)
-    if len(real) + len(bogus) >= LEAST_LABELS and min(len(real), len(bogus)) >= LEAST_OF_A_CLASS:
+    if min(len(real), len(bogus)) >= LEAST_OF_A_CLASS:
         rows = np.concatenate([real, bogus])
         z_mean, z_log_var = codes.z_mean.astype(np.float64), codes.z_log_var.astype(np.float64)
         probe = fit_probe(z_mean[known], z_mean[rows], labels[rows] == REAL)

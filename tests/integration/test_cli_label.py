@@ -17,7 +17,7 @@ from stream_vae.cli import label, reservoir  # noqa: F401 - their import makes t
 from stream_vae.errors import ConfigError
 from stream_vae.labels.intake import Intake
 from stream_vae.labels.label import Label, Provenance, parse_record
-from stream_vae.learning.suggest import LEAST_LABELS
+from stream_vae.learning.suggest import LEAST_OF_A_CLASS
 from stream_vae.learning.suggestions import suggest
 from stream_vae.metrics import TrainerMetrics
 from stream_vae.model.store import ReleaseStore
@@ -199,10 +199,10 @@ def test_enough_labels_make_a_probe_the_judge(deployed, redis_server):
     client = connect(redis_server.url, timeout_s=5.0)
     with contextlib.closing(Reservoir(client, deployed.settings.survey, where="here")) as opened:
         before = suggest(opened, release, 10, np.random.default_rng(0))
-        for number in range(LEAST_LABELS):
+        for number in range(2 * LEAST_OF_A_CLASS):
             opened.label(Label(f"alert-{number}", number % 2, Provenance.HUMAN))
         after = suggest(opened, release, 10, np.random.default_rng(0))
-    assert (before.judge, after.judge, after.labelled) == ("scorer", "probe", LEAST_LABELS)
+    assert (before.judge, after.judge, after.labelled) == ("scorer", "probe", 2 * LEAST_OF_A_CLASS)
     assert [each.alert_id for each in before.items] != [each.alert_id for each in after.items]
     assert all(each.information > 0 for each in after.items)
 
