@@ -31,7 +31,7 @@ from stream_vae.model.release import KERAS, REFERENCE, Release
 
 Array = NDArray[np.float32]
 
-_SEEN = 0.999
+_SEEN = 0.99
 """Of the incumbent's own training stamps so many count as nothing new."""
 
 
