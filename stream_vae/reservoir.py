@@ -386,9 +386,8 @@ class Reservoir:
     ) -> Sample:
         """Draw stamps at random, none twice.
 
-        An alert in several strata comes once, from the first of `stream_vae.sampling.PRECEDENCE`. Where there are more
-        than `count`, all anchors come before any known alert, and all of these before the others, which are drawn
-        from together.
+        An alert in several strata comes once. Where there are more than `count`, all anchors come before any known
+        alert, and all of these before the others, which are drawn from together.
 
         Parameters
         ----------
@@ -414,18 +413,18 @@ class Reservoir:
         chosen = _checked(strata)
         with answering(self.where):
             meta = self._read_meta()
-            origin: dict[bytes, str] = {}
+            members: dict[bytes, list[str]] = {}
             for stratum in chosen if meta else ():
                 for alert_id in self._client.zrange(self._ranks[stratum], 0, -1):
-                    origin.setdefault(alert_id, stratum)
-            if not origin:
+                    members.setdefault(alert_id, []).append(stratum)
+            if not members:
                 which = "" if strata is None else f" in {', '.join(chosen)}"
                 raise ConfigError(
                     f"The reservoir of {self.survey} at {self.where} is empty{which}.",
                     remedy="Run a worker with these settings first: it fills the reservoir as it scores.",
                 )
             found = self._prepared(meta, preprocessing)
-            return self._fetch(_shuffled(origin, random), len(origin) if count is None else count, found, origin)
+            return self._fetch(_shuffled(members, random), len(members) if count is None else count, found, members)
 
     def _prepared(self, meta: dict[str, str], wanted: Preprocessing | None) -> Preprocessing:
         try:
@@ -449,7 +448,7 @@ class Reservoir:
             yield [alert_id for alert_id, _ in present], [record for _, record in present]
 
     def _fetch(
-        self, ids: Sequence[bytes], count: int, preprocessing: Preprocessing, origin: dict[bytes, str]
+        self, ids: Sequence[bytes], count: int, preprocessing: Preprocessing, members: dict[bytes, list[str]]
     ) -> Sample:
         kept: list[bytes] = []
         stamps = [np.empty((0, *shape_of(preprocessing)), np.float32)]
@@ -474,7 +473,7 @@ class Reservoir:
             columns.novelty,
             columns.quality,
             tuple(band.decode("utf-8", "ignore") for band in columns.bands.tolist()),
-            tuple(origin[alert_id] for alert_id in kept),
+            tuple("+".join(members[alert_id]) for alert_id in kept),
         )
 
     def _resolved(self, ids: Sequence[bytes], heads: Heads) -> list[tuple[int, str]]:
@@ -598,10 +597,10 @@ def _checked(strata: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(stratum for stratum in PRECEDENCE if strata is None or stratum in strata)
 
 
-def _shuffled(origin: dict[bytes, str], random: np.random.Generator) -> list[bytes]:
+def _shuffled(members: dict[bytes, list[str]], random: np.random.Generator) -> list[bytes]:
     """Order alerts at random: anchors, then known ones, then the others."""
     order: list[bytes] = []
     for group in ((ANCHORS,), (KNOWN,), PRECEDENCE[2:]):
-        ids = [alert_id for alert_id, stratum in origin.items() if stratum in group]
+        ids = [alert_id for alert_id, strata in members.items() if strata[0] in group]
         order += [ids[i] for i in random.permutation(len(ids))] if ids else []
     return order

@@ -37,7 +37,7 @@ class Sample:
     bands : tuple of str
         The filter; empty where the alert has none.
     strata : tuple of str
-        The stratum that each was drawn from.
+        Those that each is in, of those that were drawn from, joined by ``+``: ``anchors+recent``.
     """
 
     stamps: FloatArray
@@ -50,6 +50,22 @@ class Sample:
     quality: npt.NDArray[np.uint32]
     bands: tuple[str, ...]
     strata: tuple[str, ...]
+
+    def within(self, *strata: str) -> npt.NDArray[np.bool_]:
+        """Tell which are in a stratum.
+
+        Parameters
+        ----------
+        *strata : str
+            Names.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            True for those that are in any of these.
+        """
+        wanted = set(strata)
+        return np.array([not wanted.isdisjoint(each.split("+")) for each in self.strata], np.bool_)
 
     def rows(self, chosen: npt.NDArray[np.bool_]) -> "Sample":
         """Choose rows.

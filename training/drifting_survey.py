@@ -53,6 +53,7 @@ from stream_vae.stages.stamp import normalise
 
 Array = NDArray[np.float32]
 
+WAYS = ("going on", "from scratch", "never")
 NIGHTS = 6
 LABELLED = 150
 """Alerts that people label a night."""
@@ -198,10 +199,12 @@ def settings_of(url: str, store: Path) -> Settings:
     return Settings(survey=SURVEY, kafka=kafka, release=ReleaseSettings(store=str(store)), reservoir=reservoir)
 
 
-def recipe_of(epochs: int) -> Recipe:
+def recipe_of(epochs: int, distillation: float | None) -> Recipe:
     """Recipe `survey`, shortened for two cores."""
     document = load_recipe("survey").model_dump()
     document["name"] = "drifting"
+    if distillation is not None:
+        document["retrain"] |= {"distillation": distillation}
     document["data"] |= {"add_simulated": 2000}
     document["fit"] |= {"epochs": epochs}
     return build_recipe(document)
@@ -289,6 +292,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder for stores, results.json and the figure")
     parser.add_argument("--count", type=int, default=4500, help="simulated stamps a night")
     parser.add_argument("--epochs", type=int, default=14, help="of a fit that begins")
+    parser.add_argument("--distillation", type=float, help="instead of the recipes' own weight")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="which of the three")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     preprocessing = Preprocessing()
@@ -301,8 +306,9 @@ def main() -> None:
     ]
     print(f"{len(real)} real stamps, {len(asteroids)} of asteroids; {NIGHTS} nights of {arguments.count}", flush=True)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
-    rows: dict[str, list[dict[str, Any]]] = {"going on": [], "from scratch": [], "never": []}
-    stores = {way: arguments.out / way.replace(" ", "-") for way in ("going on", "from scratch")}
+    rows: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS if way in arguments.ways}
+    stores = {way: arguments.out / way.replace(" ", "-") for way in WAYS[:2] if way in rows or way == WAYS[0]}
+    recipe = recipe_of(arguments.epochs, arguments.distillation)
     with (
         EmbeddedValkey() as server,
         closing(assembly.reservoir_of(settings_of(server.url, stores["going on"]))) as held,
@@ -314,7 +320,7 @@ def main() -> None:
             if first is None:
                 held.draw(None, np.random.default_rng(1)).save(arguments.out / "first.npz")
                 for store in stores.values():
-                    train(recipe_of(arguments.epochs), str(arguments.out / "first.npz"), str(store), promote=True)
+                    train(recipe, str(arguments.out / "first.npz"), str(store), promote=True)
                 first = ReleaseStore(str(stores["going on"])).load()
             for way, results in rows.items():
                 about: dict[str, Any] = {"night": night.number}

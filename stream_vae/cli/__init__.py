@@ -89,7 +89,10 @@ _COMMANDS = {
         "simulate",
         "Simulate image pairs, subtract and search them, and write what was found with its labels.",
     ),
-    "retrain": ("retrain", "Train a release on the stamps that the reservoir kept."),
+    "retrain": (
+        "retrain",
+        "Train a release on the stamps that the reservoir kept, going on from the one that is served.",
+    ),
     "replay": ("replay", "Publish alerts to Kafka at a rate, or as bursts of N every S seconds."),
     "inspect": (
         "look",

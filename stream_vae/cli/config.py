@@ -41,6 +41,12 @@ port = 9464
 # [drift]                               # is the stream what the release was trained on? on by default
 # psi_limit = 0.4                       # an alarm above; deploy/README.md has what it means
 
+# [retrain]                             # for a running `stream-vae retrain`; deploy/README.md, "Keep the model current"
+# every_h = 24
+# on_drift = true
+# promotion = "shadow"                  # a trial first; "direct": at once, "none": by hand
+# work = "/var/lib/stream-vae/retrain"  # a killed retraining goes on from here
+
 # [registry]                            # for Confluent-framed topics such as LSST's
 # url = "http://localhost:8081"         # or a folder of <id>.avsc files
 """

@@ -137,7 +137,8 @@ def _save(
         sample.save(out)
     if as_json:
         ids = {"alert_ids": list(sample.alert_ids)} if count is not None else {}
-        drawn = {name: sample.strata.count(name) for name in STRATA if name in sample.strata}
+        counts = {name: int(sample.within(name).sum()) for name in STRATA}
+        drawn = {name: count for name, count in counts.items() if count}
         labelled = int((sample.labels != UNKNOWN).sum())
         place = None if out is None else str(out)
         answer({"stamps": len(sample.stamps), "strata": drawn, "labelled": labelled, "out": place, **ids})

@@ -34,7 +34,7 @@ def retrain(
 
     With --now once: the verdict of the gates and its reasons stand in the release (`releases show`), and one that
     passed is promoted or tried as retrain.promotion says. Without, this keeps running: it takes labels from their
-    topic, retrains as [retrain] says, watches what was promoted, and rolls it back if it does harm.
+    topic, retrains as the settings' section retrain says, watches what was promoted, and rolls it back if it does harm.
 
     Examples:
 

@@ -37,7 +37,7 @@ from stream_vae.model.store import ReleaseStore
 from stream_vae.quality import Quality
 from stream_vae.reservoir import LAYOUT, Reservoir
 from stream_vae.sample import Sample
-from stream_vae.sampling import HELD_OUT_SHARE, held_out
+from stream_vae.sampling import HELD_OUT_SHARE, STRATA, held_out
 from stream_vae.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,10 @@ MOST_DRAWN = 200_000
 """Unless the recipe's data.max_stamps says otherwise: they are drawn into memory, 350 MB at 21x21."""
 SIMULATED_TEST = 2000
 """Stamps of the frozen simulated set: the only labelled one where nobody labels."""
-_NATURAL = ("recent", "uniform", "rare")
-"""Strata that hold what the survey sees: anchors are what people chose, `known` what is real."""
+_NATURAL = ("recent", "uniform")
+"""Strata that hold the survey's own mix: the others are of what is rare, known or chosen by people."""
+LEAST_TYPICAL = 500
+"""Recent stamps that the reference of drift and novelty is made of; with fewer, old ones join them."""
 
 Fate = Literal["promoted", "on_trial", "not_promoted", "superseded"]
 
@@ -182,7 +184,7 @@ def _retrain(
     survey = assembly.profile_of(settings).name
     apart = held_out(survey, job.sample.alert_ids)
     train_part, judged = job.sample.rows(~apart), job.sample.rows(apart)
-    natural = np.isin(judged.strata, _NATURAL)
+    natural = judged.within(*_NATURAL)
     _check_enough(survey, recipe, len(train_part.stamps), int(natural.sum()))
     _check_incumbent(incumbent, from_scratch=how.from_scratch)
     recipe, labels = _scorer_of(recipe, train_part)
@@ -309,11 +311,10 @@ def _scorer_of(recipe: Recipe, sample: Sample) -> tuple[Recipe, NDArray[np.int8]
 
 def _sets(recipe: Recipe, natural: Sample, judged: Sample) -> tuple[FrozenSet, ...]:
     """What releases are judged on: strata apart, so that gain and forgetting are seen apart; labels; simulation."""
-    strata = np.array(natural.strata)
     sets = [FrozenSet("held out", natural.stamps, natural.labels)]
-    for name in ("recent", "uniform"):
-        chosen = strata == name
-        if LEAST_HELD_OUT <= chosen.sum() < len(strata):
+    recent = natural.within("recent")
+    for name, chosen in (("recent", recent), ("older", ~recent)):
+        if LEAST_HELD_OUT <= chosen.sum() < len(chosen):
             sets.append(FrozenSet(name, natural.stamps[chosen], natural.labels[chosen]))
     sets.append(_labelled(natural, judged) or _simulated(recipe))
     return tuple(sets)
@@ -348,9 +349,11 @@ def _source(
         for start in range(0, len(stamps), CHUNK):
             some = slice(start, start + CHUNK)
             members = np.arange(start, start + len(stamps[some]), dtype=np.int64)
-            yield Chunk(stamps[some], sample.quality[some], labels[some], members, bands=bands[some])
+            yield Chunk(
+                stamps[some], sample.quality[some], labels[some], members, bands=bands[some], typical=typical[some]
+            )
 
-    natural = np.isin(sample.strata, ("recent", "uniform"))
+    natural, typical = sample.within(*_NATURAL), _typical(sample)
     masked = (sample.quality[natural] & np.uint32(Quality.MASKED_PIXELS)) != 0
     lineage = {
         "incumbent": incumbent.id,
@@ -365,11 +368,19 @@ def _source(
             "seen": job.seen,
             "drawn": len(job.sample.stamps),
             "held_out": len(job.sample.stamps) - len(stamps),
-            "strata": {name: job.sample.strata.count(name) for name in sorted(set(job.sample.strata))},
+            "strata": {name: int(job.sample.within(name).sum()) for name in STRATA},
             "alert_ids_sha256": _digest(sample.alert_ids),
         },
     }
     return StampSource("reservoir", f"reservoir of {survey}", len(stamps), chunks, grouped=False, lineage=lineage)
+
+
+def _typical(sample: Sample) -> NDArray[np.bool_]:
+    """Which stamps stand for the survey as it is now: what drift and novelty are to be measured from."""
+    recent, natural = sample.within("recent"), sample.within(*_NATURAL)
+    if recent.sum() >= LEAST_TYPICAL:
+        return recent
+    return natural if natural.any() else np.ones(len(natural), np.bool_)
 
 
 def _digest(alert_ids: tuple[str, ...]) -> str:

@@ -407,6 +407,8 @@ def _write_reference(path: Path, run: _Run, space: tuple[NDArray[np.float32], ND
     own = len(run.data) - run.data.added  # drift and novelty are measured from the data, not from the simulation
     rows = run.split.train
     rows = rows[: np.searchsorted(rows, own)]
+    if run.data.typical is not None and run.data.typical[rows].any():
+        rows = rows[run.data.typical[rows]]
     rows = rows[Thinning(len(rows), MAX_REFERENCE, np.random.default_rng(run.recipe.seed)).next(len(rows))]
     stamps = run.data.take(rows)
     z_mean, z_log_var = encode(run.fit.model, stamps)

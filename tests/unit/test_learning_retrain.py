@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from stream_vae import assembly
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import ConfigError
 from stream_vae.learning.recipe import build_recipe
-from stream_vae.learning.retrain import LEAST_HELD_OUT, LEAST_LABELLED, _labelled, _scorer_of, retrain_now
+from stream_vae.learning.retrain import (
+    LEAST_HELD_OUT,
+    LEAST_LABELLED,
+    LEAST_TYPICAL,
+    _labelled,
+    _scorer_of,
+    _typical,
+    retrain_now,
+)
 from stream_vae.model.release import Preprocessing
 from stream_vae.model.store import ReleaseStore
 from stream_vae.sample import Sample
@@ -180,6 +189,21 @@ def test_labelled_stamps_judge_where_there_are_both_classes_and_real_ones_rank_w
     ranked = _labelled(natural, sample_of([1] * 30 + [-1] * 40))
     assert (ranked.name, ranked.ranked, len(ranked.stamps)) == ("real against unlabelled", True, 230)
     assert _labelled(natural, sample_of([1] * 5 + [-1] * 40)) is None
+
+
+@pytest.mark.parametrize(
+    ("recent", "older", "chosen", "expected"),
+    [
+        (LEAST_TYPICAL, 300, 50, "recent"),
+        (LEAST_TYPICAL - 1, 300, 50, "recent and older"),
+        (0, 0, 50, "all"),
+    ],
+)
+def test_drift_is_measured_from_what_the_survey_sees_now_and_not_from_what_was_chosen(recent, older, chosen, expected):
+    strata = ("rare+recent",) * recent + ("uniform",) * older + ("anchors",) * chosen
+    sample = replace(sample_of([-1] * len(strata)), strata=strata)
+    wanted = {"recent": recent, "recent and older": recent + older, "all": chosen}[expected]
+    assert _typical(sample).sum() == wanted
 
 
 def test_nothing_is_loaded_for_training_until_there_is_something_to_train_on():

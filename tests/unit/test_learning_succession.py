@@ -174,3 +174,27 @@ def test_equal_codes_lose_nothing_and_codes_of_other_length_everything():
     codes = stamps.reshape(100, -1)[:, :6].copy()
     assert retrieval(stamps, codes, codes).lost == 0.0
     assert retrieval(stamps, codes, codes[:, :4].copy()).lost == 1.0
+
+
+@pytest.mark.parametrize(("farthest", "worst", "known"), [(1e9, 1e9, 1.0), (0.0, 1e9, 0.0), (1e9, 0.0, 0.0)])
+def test_a_stamp_is_new_to_a_teacher_by_its_code_or_by_what_the_teacher_makes_of_it(farthest, worst, known):
+    from stream_vae.learning.continuation import Teacher, _judge
+    from stream_vae.model.cvae import CVAE
+
+    model = CVAE(latent_size=6, filters=4, seed=1)
+    teacher = Teacher("one", model, np.zeros(6, np.float32), np.eye(6, dtype=np.float32), farthest, worst)
+    stamps, _ = night(20, width=1.5, seed=1)
+    assert set(np.asarray(_judge(teacher)(stamps)[2]).tolist()) == {known}
+
+
+def test_each_stamp_is_held_to_the_first_teacher_that_knows_it_and_to_none_that_does_not():
+    from stream_vae.learning.continuation import _divergence
+
+    posterior = np.zeros((4, 3), np.float32), np.zeros((4, 3), np.float32)
+
+    def teacher(mean, known):
+        return lambda _: (np.full((4, 3), mean, np.float32), np.zeros((4, 3), np.float32), np.array(known, np.float32))
+
+    judges = teacher(1.0, [1, 1, 0, 0]), teacher(2.0, [1, 0, 1, 0])
+    # Half the squared distance in each of three units: 1.5 from the first, 6 from the second.
+    assert np.asarray(_divergence(lambda: judges, None, *posterior)).tolist() == [1.5, 1.5, 6.0, 0.0]

@@ -42,6 +42,8 @@ class Chunk(NamedTuple):
     """(n,) signal to noise, NaN where unknown."""
     bands: NDArray[np.str_] | None = None
     """(n,) filter, empty where unknown."""
+    typical: NDArray[np.bool_] | None = None
+    """(n,) whether it stands for the survey as it is now; others were chosen for what they are."""
 
     @property
     def scoreable(self) -> NDArray[np.bool_]:
@@ -104,6 +106,8 @@ class StampSet:
         So many rows at the end are simulated ones, for training only.
     bands : ndarray of str, shape (n,), optional
         Filter of each, where the source knows.
+    typical : ndarray of bool, shape (n,), optional
+        Whether each stands for the survey as it is now; absent: all do.
     """
 
     stamps: NDArray[Any]
@@ -115,11 +119,12 @@ class StampSet:
     snr: NDArray[np.float32] | None = None
     added: int = 0
     bands: NDArray[np.str_] | None = None
+    typical: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         """Refuse columns of different lengths."""
         count = len(self.stamps)
-        for name in ("labels", "groups", "noise", "kinds", "snr", "bands"):
+        for name in ("labels", "groups", "noise", "kinds", "snr", "bands", "typical"):
             column = getattr(self, name)
             if column is not None and len(column) != count:
                 raise ConfigError(f"{len(column)} {name} for {count} stamps.", remedy=f"Give {name} for each stamp.")
@@ -196,7 +201,7 @@ class StampSet:
         """
         columns = {
             name: None if (column := getattr(self, name)) is None else np.array(column[rows])
-            for name in ("stamps", "labels", "groups", "noise", "kinds", "snr", "bands")
+            for name in ("stamps", "labels", "groups", "noise", "kinds", "snr", "bands", "typical")
         }
         return StampSet(**columns, snapshot=self.snapshot)  # type: ignore[arg-type]
 
@@ -359,7 +364,7 @@ def _chained(source: StampSource, added: StampSource | None, report: Reporter) -
 
 
 def _columns_of(chunk: Chunk, keep: NDArray[np.bool_], *, noise: bool) -> dict[str, NDArray[Any]]:
-    names = ["stamps", "labels", "groups", *(["noise"] if noise else []), "kinds", "snr", "bands"]
+    names = ["stamps", "labels", "groups", *(["noise"] if noise else []), "kinds", "snr", "bands", "typical"]
     return {name: column[keep] for name in names if (column := getattr(chunk, name)) is not None}
 
 
@@ -367,6 +372,8 @@ def _absent(name: str, stamps: NDArray[Any]) -> NDArray[Any]:
     """Rows of a column that this part of the source has not."""
     if name in ("kinds", "bands"):
         return np.full(len(stamps), "", "U1")
+    if name == "typical":
+        return np.zeros(len(stamps), np.bool_)
     return np.full(stamps.shape if name == "noise" else len(stamps), np.nan, np.float32)
 
 
