@@ -47,6 +47,9 @@ port = 9464
 # promotion = "shadow"                  # a trial first; "direct": at once, "none": by hand
 # work = "/var/lib/stream-vae/retrain"  # a killed retraining goes on from here
 
+# [labels]                              # labels that come by Kafka; the running `stream-vae retrain` takes them in
+# topic = "{survey}-labels"
+
 # [registry]                            # for Confluent-framed topics such as LSST's
 # url = "http://localhost:8081"         # or a folder of <id>.avsc files
 """
