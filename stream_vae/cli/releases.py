@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from stream_vae.cli import EXIT_NO, app, console
 from stream_vae.cli.options import AsJson, Store, answer
@@ -76,23 +77,23 @@ def show(store: Store, release: ReleaseId = None, as_json: AsJson = False) -> No
                 console.print(f"{event['time']}  {event['event']}  {event.get('reason', '')}", highlight=False)
 
 
+_OUTCOMES = {"passed": "green", "failed": "red", "undecided": "yellow", "not_judged": "dim"}
+
+
 def _print_verdict(verdict: dict[str, Any]) -> None:
     """Print what the gates said of a release that was trained to replace another."""
-    table = Table("gate", "passed", "challenger", "incumbent", "limit", "reason", title=None)
-    for gate in verdict.get("gates", ()):
-        numbers = (_number(gate.get(key)) for key in ("challenger", "incumbent", "limit"))
-        passed = {True: "[green]yes[/green]", False: "[red]no[/red]"}.get(gate.get("passed"), "-")
-        table.add_row(str(gate.get("name", "")), passed, *numbers, str(gate.get("reason", "")))
     console.print(f"\nVerdict: [bold]{verdict.get('decision', 'none')}[/bold]", highlight=False)
     for reason in verdict.get("reasons", ()):
-        console.print(f"  {reason}", highlight=False)
+        console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+    if isinstance(continuity := verdict.get("continuity"), dict):
+        stays = "stays" if continuity.get("same") else "is a new one"
+        console.print(f"  the latent space {stays}: {continuity.get('reason')}", highlight=False, soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for gate in verdict.get("gates", ()):
+        outcome = str(gate.get("outcome", "-"))
+        word = Text(outcome.replace("_", " "), style=_OUTCOMES.get(outcome, ""))
+        table.add_row(word, str(gate.get("name", "")), Text(str(gate.get("reason", ""))))
     console.print(table)
-
-
-def _number(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "-" if value is None else str(value)
-    return f"{value:.4g}"
 
 
 @group.command()

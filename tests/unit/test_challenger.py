@@ -117,12 +117,13 @@ def test_the_commands_put_on_trial_mark_and_withdraw(tmp_path: Path) -> None:
     assert command("releases", "challenge", second, *arguments, "--mode", "loud").exit_code == 2
 
 
-def test_the_verdict_of_the_gates_is_shown_as_a_table(tmp_path: Path) -> None:
+def test_the_verdict_of_the_gates_is_shown_a_line_a_gate(tmp_path: Path) -> None:
     store = ReleaseStore(str(tmp_path / "store"))
     first = store.load(make_release(store, tmp_path / "first").id)
     gates = [
-        {"name": "auc", "passed": True, "challenger": 0.98764, "incumbent": 0.98, "limit": 0.97, "reason": "as good"},
-        {"name": "latency", "passed": False, "challenger": 3.0, "incumbent": None, "limit": 2.0, "reason": "too slow"},
+        {"name": "AUC", "outcome": "passed", "reason": "0.9876 against 0.98 [all]"},
+        {"name": "latency", "outcome": "not_judged", "reason": "no clock"},
+        {"name": "finite", "outcome": "failed", "reason": "3 are not"},
     ]
     card = write_release(
         store,
@@ -131,13 +132,15 @@ def test_the_verdict_of_the_gates_is_shown_as_a_table(tmp_path: Path) -> None:
         latent_size=first.card.latent_size,
         recipe={},
         data={},
-        metrics={"verdict": {"decision": "reject", "reasons": ["latency: too slow"], "gates": gates}},
+        metrics={"verdict": {"decision": "reject", "reasons": ["finite: 3 are not"], "gates": gates}},
         preprocessing=first.card.preprocessing,
     )
     shown = command("releases", "show", card.id, "--store", store.url).stdout
     assert "Verdict: reject" in shown
-    lines = [line for line in shown.splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in line.strip("│").split("│")] for line in lines] == [
-        ["auc", "yes", "0.9876", "0.98", "0.97", "as good"],
-        ["latency", "no", "3", "-", "2", "too slow"],
+    said = shown[shown.index("Verdict") :].splitlines()
+    assert said[1].strip() == "finite: 3 are not"
+    assert [" ".join(line.split()) for line in said[2:5]] == [
+        "passed AUC 0.9876 against 0.98 [all]",
+        "not judged latency no clock",
+        "failed finite 3 are not",
     ]
