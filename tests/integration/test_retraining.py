@@ -10,17 +10,15 @@ from onnx import TensorProto, helper, numpy_helper
 from stream_vae import assembly
 from stream_vae.cli import releases, reservoir, retrain  # noqa: F401 - their import makes the commands
 from stream_vae.errors import FatalError
-from stream_vae.learning.attempt import RayAttempt
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.retrain import retrain_now
 from stream_vae.model.release import Preprocessing
 from stream_vae.model.store import ReleaseStore, write_release
-from stream_vae.runtime.cluster import joined
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.audit import audit_of
 
 from deployment import answered, command, deploy
-from flow import until
+from ray_attempts import attempted
 from releases import write_encoder
 
 # TensorFlow's variables do not know numpy 2's `copy` yet; Keras converts them so when it saves.
@@ -259,16 +257,14 @@ def test_a_redis_that_forgets_the_lock_in_the_middle_costs_the_promotion_and_not
         assert client.get("{vae}:candidate:retraining") is None
 
 
-def test_a_retraining_may_be_a_task_of_a_ray_cluster(filled, retrained):
+def test_a_retraining_may_be_a_task_of_a_ray_cluster(filled, retrained, tmp_path):
     section = filled.settings.retrain.model_copy(update={"promotion": "none", "cpus": 1.0})
     settings = filled.settings.model_copy(update={"retrain": section})
-    with joined(None, cpus=1) as ray:
-        attempt = RayAttempt(ray, settings, "count")
-        ended = until(attempt.poll, what="the task ends", timeout_s=300)
-    assert ended.error is None
-    assert (ended.found["incumbent"], ended.found["fate"]) == (retrained["release"], "not_promoted")
-    assert ended.found["data"]["trigger"] == "count"
-    assert ended.found["release"] in ReleaseStore(settings.release.store).ids()
+    (ended,) = attempted(settings, tmp_path, "count")
+    found = ended["found"]
+    assert (found["incumbent"], found["fate"]) == (retrained["release"], "not_promoted")
+    assert found["data"]["trigger"] == "count"
+    assert found["release"] in ReleaseStore(settings.release.store).ids()
 
 
 def test_clearing_forgets_and_an_empty_reservoir_is_no_ground_to_train_on(filled):

@@ -6,11 +6,11 @@ import time
 
 import pytest
 from stream_vae.errors import ConfigError, FatalError
-from stream_vae.learning.attempt import ProcessAttempt, RayAttempt, carry_out
+from stream_vae.learning.attempt import ProcessAttempt, carry_out
 from stream_vae.model.store import ReleaseStore
-from stream_vae.runtime.cluster import joined
 from stream_vae.settings import KafkaSettings, ReleaseSettings, ReservoirSettings, Settings, to_plain
 
+from ray_attempts import attempted
 from releases import make_release
 
 TIMEOUT_S = 120
@@ -84,14 +84,9 @@ def test_what_nobody_expected_is_an_error_too(settings, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_ray_task_gives_the_same_answers(settings):
-    with joined(None, cpus=1) as ray:
-        attempt = RayAttempt(ray, settings, "hand")
-        ended = end_of(attempt)
-        assert type(ended.error) is ConfigError
-        assert "No reservoir is configured" in str(ended.error)
-        too_large = settings.retrain.model_copy(update={"cpus": 64.0})
-        waiting = RayAttempt(ray, settings.model_copy(update={"retrain": too_large}), "hand")
-        assert waiting.poll() is None  # its place in the cluster may come
-        waiting.stop()
-        assert "stopped" in str(waiting.poll().error)
+def test_a_ray_task_gives_the_same_answers_and_waits_for_its_place(settings, tmp_path):
+    ended, waiting, stopped = attempted(settings, tmp_path, "hand", cpus=64)
+    assert ended["error"] == "ConfigError"
+    assert "No reservoir is configured" in ended["message"]
+    assert waiting == {"waiting": True}
+    assert "stopped" in stopped["message"]
