@@ -2,8 +2,9 @@
 
     .venv/bin/python tests/bench/redis_away.py [--survey ztf] [--alerts 8000] [--rounds 5] [--json OUT]
 
-One worker in a process of its own, a backlog on a real Kafka, and in turn: no reservoir, a good one, one whose server
-is dead, one whose server is stopped (it takes connections and never answers), one whose server has no memory left. The
+One worker in a process of its own, a backlog on a real Kafka, and in turn: no reservoir; one that fills, so that every
+alert is sent; one that is full, as it is for all but its first hours; one whose server is dead; one whose server is
+stopped (it takes connections and never answers); one whose server has no memory left. The
 rate is taken in the middle of the backlog, from the worker's own counts; all rates of a round are held against the
 first. Kafka takes the other core.
 """
@@ -35,11 +36,13 @@ from deployment import deploy  # noqa: E402
 from flow import running, until  # noqa: E402
 from servers import Kafka, MissingServiceError, free_ports, real_kafka, redis_binary, start_redis  # noqa: E402
 
-WAYS = ("none", "good", "dead", "hung", "full")
+WAYS = ("none", "filling", "settled", "dead", "hung", "full")
 BEGIN, END = 0.2, 0.9
 """Of a run's alerts, the part that is measured."""
-FULL_BYTES = 3 * 2**20
-"""Of which an empty server takes one."""
+ROOM_BYTES = 100_000
+"""That a server without memory has left: some eighty stamps."""
+SETTLED = dict.fromkeys(("capacity", "recent_capacity", "rare_capacity", "known_capacity"), 10)
+"""Of a reservoir that is full after a moment: the packets repeat, so that a larger one would never turn one away."""
 RUN_TIMEOUT_S = 300
 
 
@@ -60,7 +63,7 @@ def server(way: str, folder: Path) -> Iterator[str | None]:
         with contextlib.closing(redis.Redis.from_url(url)) as client:
             until(lambda: _answers(client), what="Redis answers")
             if way == "full":
-                client.config_set("maxmemory", FULL_BYTES)
+                client.config_set("maxmemory", client.info("memory")["used_memory"] + ROOM_BYTES)
                 client.config_set("maxmemory-policy", "noeviction")
         if way == "hung":
             process.send_signal(signal.SIGSTOP)
@@ -81,7 +84,8 @@ def measure(kafka: Kafka, topic: str, way: str, folder: Path, options: argparse.
     (port,) = free_ports(1)
     folder.mkdir()
     with server(way, folder / "redis") as url:
-        sections = {} if url is None else {"reservoir": {"url": url}}
+        reservoir = {"url": url} | (SETTLED if way == "settled" else {})
+        sections = {} if url is None else {"reservoir": reservoir}
         deployment = deploy(kafka, folder, survey=options.survey, metrics={"port": port}, **sections)
         document = deployment.file.read_text("utf-8").replace(deployment.input, topic)
         deployment.file.write_text(document, "utf-8")
