@@ -29,6 +29,7 @@ def test_there_are_at_least_forty_kinds_and_each_has_its_expected_end() -> None:
 
 def test_every_reason_and_flag_that_bytes_can_cause_is_caused_by_some_kind() -> None:
     reasons = frozenset().union(*(expected.reasons for expected in EXPECTED.values()))
+    of_labels = {Reason.NO_LABEL, Reason.NO_ROOM}
     assert set(Reason) - reasons == {Reason.POISON, Reason.TOO_LARGE_TO_PUBLISH} | of_labels
     flags = Quality(0)
     for expected in EXPECTED.values():
