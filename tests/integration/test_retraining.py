@@ -1,7 +1,9 @@
 """The whole loop, small: a worker fills the reservoir, a release is trained on it, judged and promoted."""
 
 import contextlib
+import json
 import socket
+import time
 
 import numpy as np
 import onnx
@@ -12,12 +14,13 @@ from stream_vae.cli import releases, reservoir, retrain  # noqa: F401 - their im
 from stream_vae.errors import FatalError
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.retrain import retrain_now
-from stream_vae.model.release import Preprocessing
+from stream_vae.model.release import Preprocessing, problems
 from stream_vae.model.store import ReleaseStore, write_release
 from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.audit import audit_of
 
 from deployment import answered, command, deploy
+from flow import running
 from ray_attempts import attempted
 from releases import write_encoder
 
@@ -265,6 +268,59 @@ def test_a_retraining_may_be_a_task_of_a_ray_cluster(filled, retrained, tmp_path
     assert (found["incumbent"], found["fate"]) == (retrained["release"], "not_promoted")
     assert found["data"]["trigger"] == "count"
     assert found["release"] in ReleaseStore(settings.release.store).ids()
+
+
+DEATHS = {
+    "after the first epoch": """
+from stream_vae.learning.course import Checkpoint
+save = Checkpoint.save
+def dies(*arguments, **options):
+    save(*arguments, **options)
+    os._exit(9)
+Checkpoint.save = dies
+""",
+    "with the release in the store": """
+from stream_vae.learning import retrain
+retrain._settle = lambda *_, **__: os._exit(9)
+""",
+    "with the pointer moved and nothing said of it": """
+from stream_vae.model.store import ReleaseStore
+record = ReleaseStore.record
+def dies(self, event, *arguments, **details):
+    if event != "created":
+        os._exit(9)
+    record(self, event, *arguments, **details)
+ReleaseStore.record = dies
+""",
+}
+
+
+@pytest.mark.parametrize("moment", DEATHS)
+def test_whenever_a_retraining_is_killed_store_and_reservoir_are_whole_and_the_next_one_ends_well(
+    filled, retrained, tmp_path, moment
+):
+    store = ReleaseStore(filled.settings.release.store)
+    served, events = store.current(), len(store.history())
+    environment = {"STREAM_VAE_RETRAIN__WORK": str(tmp_path / "work"), "STREAM_VAE_RETRAIN__LOCK_S": "1"}
+    arguments = ("retrain", "--settings", filled.file, "--now", "--json")
+    with running(
+        tmp_path / "killed", *arguments, before=f"import os\n{DEATHS[moment]}", environment=environment
+    ) as died:
+        assert died.wait(300) == 9, died.text
+    assert all(problems(store.fetch(name)) == [] for name in store.folders())
+    assert store.current() in (served, store.ids()[-1])
+    assert len(store.history()) - events <= 1
+    assert answered("reservoir", "stats", "--settings", filled.file)["stamps"] == ALERTS
+    time.sleep(1.2)  # the lock of the dead one
+    with running(tmp_path / "next", *arguments, environment=environment) as following:
+        assert following.wait(300) == 0, following.text
+    found = json.loads(following.text[following.text.index("{") :])
+    # With the pointer moved the incumbent is another one, and the job of the last is nobody's.
+    assert found["resumed"] is (moment != "with the pointer moved and nothing said of it")
+    assert found["release"] in store.ids()
+    assert not (tmp_path / "work" / "candidate").exists()
+    assert all(problems(store.fetch(name)) == [] for name in store.folders())
+    store.promote(retrained["release"])
 
 
 def test_clearing_forgets_and_an_empty_reservoir_is_no_ground_to_train_on(filled):
