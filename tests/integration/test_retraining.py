@@ -8,10 +8,12 @@ import time
 import numpy as np
 import onnx
 import pytest
+import redis
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import SecretStr
 from stream_vae import assembly
 from stream_vae.cli import releases, reservoir, retrain  # noqa: F401 - their import makes the commands
-from stream_vae.errors import FatalError
+from stream_vae.errors import ConfigError, FatalError
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.retrain import retrain_now
 from stream_vae.model.release import Preprocessing, problems
@@ -20,9 +22,10 @@ from stream_vae.sky.packets import simulate_packets
 from stream_vae.tools.audit import audit_of
 
 from deployment import answered, command, deploy
-from flow import running
+from flow import running, until
 from ray_attempts import attempted
 from releases import write_encoder
+from servers import free_ports, redis_binary, start_redis
 
 # TensorFlow's variables do not know numpy 2's `copy` yet; Keras converts them so when it saves.
 pytestmark = [
@@ -268,6 +271,57 @@ def test_a_retraining_may_be_a_task_of_a_ray_cluster(filled, retrained, tmp_path
     assert (found["incumbent"], found["fate"]) == (retrained["release"], "not_promoted")
     assert found["data"]["trigger"] == "count"
     assert found["release"] in ReleaseStore(settings.release.store).ids()
+
+
+def test_a_redis_that_dies_in_the_middle_costs_the_promotion_and_one_that_comes_back_empty_is_told(
+    filled, retrained, tmp_path, monkeypatch
+):
+    store = ReleaseStore(filled.settings.release.store)
+    (port,) = free_ports(1)
+    url = f"redis://127.0.0.1:{port}/0"
+    section = filled.settings.reservoir.model_copy(update={"url": SecretStr(url)})
+    settings = filled.settings.model_copy(update={"reservoir": section})
+    from stream_vae.learning import train as training
+
+    trained = training.train
+
+    def meanwhile(*arguments, **options):
+        card = trained(*arguments, **options)
+        server.kill()
+        server.wait()
+        return card
+
+    monkeypatch.setattr(training, "train", meanwhile)
+    server = start_redis(redis_binary(), port, tmp_path)
+    try:
+        with (
+            contextlib.closing(assembly.reservoir_of(settings)) as own,
+            contextlib.closing(assembly.reservoir_of(filled.settings)) as other,
+        ):
+            until(lambda: answers(own), what="the server answers")
+            own.merge(other)
+            assert own.stats().stamps == ALERTS
+        with pytest.raises(FatalError, match="lock of this retraining was lost"):
+            retrain_now(settings, progress=False)
+        assert (store.current(), store.history()[-1]["event"]) == (retrained["release"], "not_promoted")
+        assert all(problems(store.fetch(name)) == [] for name in store.folders())
+        with pytest.raises(ConfigError, match="No Redis answers"):
+            retrain_now(settings, progress=False)
+        server = start_redis(redis_binary(), port, tmp_path)
+        with contextlib.closing(assembly.reservoir_of(settings)) as own:
+            until(lambda: answers(own), what="the server answers again")
+            assert own.stats().stamps == 0
+        with pytest.raises(ConfigError, match="is empty"):
+            retrain_now(settings, progress=False)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def answers(opened):
+    with contextlib.suppress(redis.RedisError):
+        return opened.client.ping()
+    return False
 
 
 DEATHS = {
