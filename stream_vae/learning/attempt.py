@@ -77,7 +77,9 @@ def carry_out(document: dict[str, Any], trigger: str, level: int) -> dict[str, A
     try:
         return {"found": retrain_now(from_plain(document), trigger=trigger, progress=False).document()}
     except StreamVaeError as error:
-        return {"error": type(error).__name__, "message": error.args[0], "remedy": error.remedy}
+        # By the class that says what to do next: a subclass may be known to its own module alone.
+        kind = next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
+        return {"error": kind, "message": error.args[0], "remedy": error.remedy}
     except Exception as error:
         log.exception("a retraining failed")
         return {"error": "FatalError", "message": f"{type(error).__name__}: {error}", "remedy": ""}
@@ -86,10 +88,7 @@ def carry_out(document: dict[str, Any], trigger: str, level: int) -> dict[str, A
 def _ended(answer: dict[str, Any]) -> Ended:
     if "found" in answer:
         return Ended(found=answer["found"])
-    kind = getattr(errors, answer["error"], FatalError)
-    kind = kind if isinstance(kind, type) and issubclass(kind, StreamVaeError) else FatalError
-    if answer["error"] == "BusyError":
-        kind = errors.RetriableError
+    kind: type[StreamVaeError] = getattr(errors, answer["error"])
     return Ended(error=kind(answer["message"], remedy=answer["remedy"]))
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 from stream_vae.errors import ConfigError, FatalError
 from stream_vae.learning.attempt import ProcessAttempt, carry_out
+from stream_vae.learning.lock import BusyError
 from stream_vae.model.store import ReleaseStore
 from stream_vae.settings import KafkaSettings, ReleaseSettings, ReservoirSettings, Settings, to_plain
 
@@ -70,6 +71,17 @@ def test_one_that_is_stopped_ends_at_once(settings):
     assert attempt.poll().error is not None
     with pytest.raises(ProcessLookupError):
         os.kill(attempt.pid, 0)
+
+
+def test_a_retraining_that_finds_another_one_running_is_a_passing_fault(settings, monkeypatch):
+    from stream_vae.learning import retrain
+
+    def busy(*_, **__):
+        raise BusyError("Another retraining of ztf runs.", remedy="Wait for it.")
+
+    monkeypatch.setattr(retrain, "retrain_now", busy)
+    answer = carry_out(to_plain(settings), "hand", 30)
+    assert answer == {"error": "RetriableError", "message": "Another retraining of ztf runs.", "remedy": "Wait for it."}
 
 
 def test_what_nobody_expected_is_an_error_too(settings, monkeypatch):
