@@ -81,7 +81,8 @@ class Succession:
     @property
     def natural(self) -> Array:
         """Held-out stamps of the survey, at most `MOST_STAMPS`."""
-        stamps = np.concatenate([each.stamps for each in self.sets if each.natural])
+        # The largest alone: the others are parts of it, and a stamp that is there twice would be its own neighbour.
+        stamps = max((each.stamps for each in self.sets if each.natural), key=len)
         return stamps[np.random.default_rng(1).permutation(len(stamps))[:MOST_STAMPS]]
 
     def continuity(self, encode: Encode) -> Continuity:

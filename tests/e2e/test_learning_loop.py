@@ -125,7 +125,8 @@ def loop(kafka, redis_server, tmp_path):
     deployment = deploy(kafka, tmp_path, survey="candidate", **sections, metrics={"port": worker_port})
     train(build_recipe(TINY), "sim", deployment.settings.release.store, promote=True, progress=False)
     assert command("reservoir", "clear", "--settings", deployment.file, "--yes").exit_code == 0
-    return deployment, worker_port, trainer_port
+    yield deployment, worker_port, trainer_port
+    assert command("reservoir", "clear", "--settings", deployment.file, "--yes").exit_code == 0
 
 
 def trainer(deployment, port, log):

@@ -30,6 +30,7 @@ TINY = {
     "scorer": {"hidden": 8, "draws": 8, "epochs": 3},
     "retrain": {"epochs": 2},
 }
+PARTS = {"recent": slice(0, 50), "older": slice(50, None)}
 
 
 def night(count, *, width, seed):
@@ -78,6 +79,14 @@ def second(store, first, later):
     data = source(*night(600, width=2.0, seed=2))
     card = train(build_recipe(TINY), data, store, succession=succession, go_on=True, progress=False)
     return store.load(card.id)
+
+
+def test_no_stamp_is_its_own_neighbour_through_a_part_of_the_set_that_it_is_in(first, later):
+    part, other = (FrozenSet(name, later.stamps[rows], later.labels[rows]) for name, rows in PARTS.items())
+    labelled = FrozenSet("labelled", np.concatenate([later.stamps] * 2), np.repeat(later.labels, 2), natural=False)
+    stamps = Succession(first, (part, later, other, labelled)).natural
+    assert stamps.shape == later.stamps.shape
+    assert len(np.unique(stamps.reshape(len(stamps), -1), axis=0)) == len(stamps)
 
 
 def test_codes_that_go_on_stay_comparable_and_keep_the_name_of_their_space(first, second, later):
