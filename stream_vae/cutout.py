@@ -49,7 +49,7 @@ class CutoutError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Hdu:
+class Hdu:
     """What one header says: its image, if it has one, and where its data end."""
 
     offset: int
@@ -63,10 +63,11 @@ class _Hdu:
 
     @property
     def is_image(self) -> bool:
+        """Whether it has an image of two axes."""
         return self.height > 0
 
 
-_headers: dict[bytes, _Hdu] = {}
+known_headers: dict[bytes, Hdu] = {}
 """Primary headers of one block, by their bytes: a survey writes the same few over and over."""
 _MAX_CACHED_HEADERS = 1024
 
@@ -190,7 +191,7 @@ def read_variance(data: Buffer) -> Image | None:
     return None
 
 
-def _pixels(data: Buffer, hdu: _Hdu) -> Image:
+def _pixels(data: Buffer, hdu: Hdu) -> Image:
     count = hdu.height * hdu.width
     if hdu.offset + count * hdu.dtype.itemsize > len(data):
         raise CutoutError(f"FITS data end before {hdu.height}x{hdu.width} pixels do")
@@ -203,18 +204,18 @@ def _pixels(data: Buffer, hdu: _Hdu) -> Image:
     return pixels
 
 
-def _read_header(data: Buffer, start: int) -> _Hdu:
+def _read_header(data: Buffer, start: int) -> Hdu:
     first = bytes(data[start : start + BLOCK])
-    if start == 0 and (cached := _headers.get(first)) is not None:
+    if start == 0 and (cached := known_headers.get(first)) is not None:
         return cached
     if not first.startswith((b"SIMPLE  =", b"XTENSION=")):
         raise CutoutError("not a FITS header")
     cards, end = _cards(data, start)
     hdu = _interpret(cards, end, is_table=first.startswith(b"XTENSION") and not _IMAGE_EXTENSION.match(first))
     if start == 0 and end == BLOCK and hdu.is_image:
-        if len(_headers) >= _MAX_CACHED_HEADERS:
-            _headers.clear()
-        _headers[first] = hdu
+        if len(known_headers) >= _MAX_CACHED_HEADERS:
+            known_headers.clear()
+        known_headers[first] = hdu
     return hdu
 
 
@@ -232,7 +233,7 @@ def _cards(data: Buffer, start: int) -> tuple[dict[bytes, bytes], int]:
     raise CutoutError("FITS header without END")
 
 
-def _interpret(cards: dict[bytes, bytes], offset: int, *, is_table: bool) -> _Hdu:
+def _interpret(cards: dict[bytes, bytes], offset: int, *, is_table: bool) -> Hdu:
     try:
         bitpix = int(cards[b"BITPIX"])
         axes = [int(cards[b"NAXIS%d" % n]) for n in range(1, int(cards[b"NAXIS"]) + 1)]
@@ -250,7 +251,7 @@ def _interpret(cards: dict[bytes, bytes], offset: int, *, is_table: bool) -> _Hd
     flat = len(axes) >= 2 and all(n == 1 for n in axes[2:]) and pixels > 0 and not is_table
     width, height = (axes[0], axes[1]) if flat else (0, 0)
     end = offset + -(-size // BLOCK) * BLOCK
-    return _Hdu(offset, end, np.dtype(_DTYPES[bitpix]), height, width, scale, zero, blank)
+    return Hdu(offset, end, np.dtype(_DTYPES[bitpix]), height, width, scale, zero, blank)
 
 
 def _number(text: bytes) -> float:

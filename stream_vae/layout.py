@@ -9,8 +9,9 @@ from stream_vae.avro.limits import Limits
 from stream_vae.avro.nodes import Kind, Node, resolve
 from stream_vae.avro.program import find
 from stream_vae.avro.schema import WriterSchema
-from stream_vae.avro.walker import FieldPlan
+from stream_vae.avro.walker import FieldPlan, Spans
 from stream_vae.errors import Reason, RejectedAlertError
+from stream_vae.native import Addresses
 from stream_vae.surveys import CUTOUTS, Fields, Profile, SolarSystem
 
 _SHAPE = ("height", "width")
@@ -106,6 +107,39 @@ class Layout:
         """
         at = self._index.get(name)
         return None if at is None or spans[at, 0] < 0 else self.plan.value(body, spans, at)
+
+    def integer_ids(self, addresses: Addresses, spans: Spans) -> list[int | None] | None:
+        """Decode the ids of a batch in one call, where they are integers.
+
+        Parameters
+        ----------
+        addresses : ndarray of uintp, shape (n,)
+            Where each record lies.
+        spans : ndarray of int64, shape (n, paths, 2)
+            What the walk found.
+
+        Returns
+        -------
+        list of int or None, or None
+            None for an alert whose id is null; nothing at all where this schema's ids are no integers.
+        """
+        at = self._index["alert_id"]
+        return self.plan.integers(addresses, spans, at) if self.plan.is_integer(at) else None
+
+    def span_index(self, name: str) -> int | None:
+        """Tell which of the spans is that of a name.
+
+        Parameters
+        ----------
+        name : str
+            A profile's field or cutout.
+
+        Returns
+        -------
+        int or None
+            None where the schema lacks it.
+        """
+        return self._index.get(name)
 
     def cutout(self, name: str, body: bytes | memoryview, spans: npt.NDArray[np.int64]) -> memoryview | None:
         """Return a cutout's bytes without copying them.

@@ -8,16 +8,20 @@ In an Avro file one third of a ZTF packet is the schema, the same from alert to 
 headers that were seen lately are recognised by one comparison of memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
 
 from stream_vae.avro.binary import read_bytes, read_long, write_bytes, write_long
 from stream_vae.avro.codec import Codec, compress, decompress
+from stream_vae.avro.kernel import SYNC_BYTES, find_blocks
 from stream_vae.avro.limits import DEFAULT_LIMITS, Limits
 from stream_vae.avro.schema import LruCache, WriterSchema, append_field, to_json
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError
+from stream_vae.native import address, addresses
 
 if TYPE_CHECKING:
     from stream_vae.avro.registry import SchemaSource
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
 OCF_MAGIC = b"Obj\x01"
 CONFLUENT_MAGIC = b"\x00"
 _CONFLUENT_HEADER_BYTES = 5  # the magic and a big-endian id
-_SYNC_BYTES = 16
 _MAX_METADATA_ENTRIES = 1024
 _RECENT_HEADERS = 8  # a topic's partitions carry a handful of schemas at a time
 _ONE = write_long(1)
@@ -64,8 +67,7 @@ class OcfHeader:
     metadata: tuple[tuple[bytes, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """An opened packet.
 
     Parameters
@@ -84,6 +86,8 @@ class Frame:
         The registry's id, for Confluent's wire format.
     header : OcfHeader or None
         For an Avro file.
+    address : int
+        Where the body lies in memory; 0 where it was not asked for.
     """
 
     writer: WriterSchema
@@ -93,6 +97,7 @@ class Frame:
     sync: bytes = b""
     schema_id: int | None = None
     header: OcfHeader | None = None
+    address: int = 0
 
 
 class FrameReader:
@@ -169,6 +174,60 @@ class FrameReader:
         assert self._schemaless is not None
         return Frame(self._schemaless, packet, Framing.SCHEMALESS)
 
+    def open_each(self, packets: Sequence[bytes]) -> "list[Frame | RejectedAlertError]":
+        """Open the packets of a batch, with the address of each record.
+
+        Avro files whose header was seen lately are opened by one compiled call; all others one by one.
+
+        Parameters
+        ----------
+        packets : sequence of bytes
+            Values of Kafka messages; the caller keeps them.
+
+        Returns
+        -------
+        list of Frame or RejectedAlertError
+            One a packet, as `open` gives or raises it.
+
+        Raises
+        ------
+        RetriableError
+            If the registry cannot be reached.
+        """
+        opened = self._open_known(packets) if self._framing in (None, Framing.OCF) else [None] * len(packets)
+        return [frame or self._open_one(packet) for frame, packet in zip(opened, packets, strict=True)]
+
+    def _open_one(self, packet: bytes) -> "Frame | RejectedAlertError":
+        try:
+            frame = self.open(packet)
+        except RejectedAlertError as error:
+            return error
+        return frame._replace(address=address(frame.body))
+
+    def _open_known(self, packets: Sequence[bytes]) -> list[Frame | None]:
+        known = [header for header in self._recent if header.codec is Codec.NULL]
+        if not known:
+            return [None] * len(packets)
+        where = addresses(packets)
+        sizes = np.fromiter(map(len, packets), np.int64, len(packets))
+        prefixes = [header.prefix for header in known]
+        which, blocks = np.empty(len(packets), np.int64), np.empty((len(packets), 2), np.int64)
+        find_blocks(where, sizes, addresses(prefixes), np.array([*map(len, prefixes)], np.int64), which, blocks)
+        which[
+            (sizes > self._limits.max_packet_bytes) | (blocks[:, 1] - blocks[:, 0] > self._limits.max_body_bytes)
+        ] = -1
+        frames: list[Frame | None] = []
+        rows = zip(packets, where.tolist(), which.tolist(), blocks.tolist(), strict=True)
+        for packet, base, number, (start, stop) in rows:
+            if number < 0:
+                frames.append(None)
+                continue
+            header = known[number]
+            at = len(header.prefix)
+            body, sync = memoryview(packet)[start:stop], packet[at : at + SYNC_BYTES]
+            frames.append(Frame(header.writer, body, Framing.OCF, Codec.NULL, sync, None, header, base + start))
+        return frames
+
     def _open_ocf(self, packet: bytes) -> Frame:
         for header in self._recent:
             if packet.startswith(header.prefix):
@@ -179,8 +238,8 @@ class FrameReader:
             self._recent.remove(header)
             self._recent.insert(0, header)
         at = len(header.prefix)
-        sync = packet[at : at + _SYNC_BYTES]
-        start, stop = _only_block(packet, at + _SYNC_BYTES, sync)
+        sync = packet[at : at + SYNC_BYTES]
+        start, stop = _only_block(packet, at + SYNC_BYTES, sync)
         block = memoryview(packet)[start:stop]
         body = decompress(header.codec, block, self._limits.max_body_bytes)
         return Frame(header.writer, body, Framing.OCF, header.codec, sync, None, header)
@@ -447,17 +506,17 @@ def _only_block(packet: bytes, at: int, sync: bytes) -> tuple[int, int]:
         raise RejectedAlertError(f"an Avro block of {count} records, {size} bytes", reason=Reason.MALFORMED)
     if count != 1:
         raise RejectedAlertError(f"an Avro block of {count} records", reason=Reason.MULTIPLE_RECORDS)
-    if stop + _SYNC_BYTES > len(packet):
+    if stop + SYNC_BYTES > len(packet):
         raise RejectedAlertError(f"an Avro block of {size} bytes runs beyond the message", reason=Reason.TRUNCATED)
-    if packet[stop : stop + _SYNC_BYTES] != sync:
+    if packet[stop : stop + SYNC_BYTES] != sync:
         raise RejectedAlertError("an Avro block does not end with the sync marker", reason=Reason.FRAMING)
-    if stop + _SYNC_BYTES < len(packet):
-        raise _more_behind(packet, stop + _SYNC_BYTES, sync)
+    if stop + SYNC_BYTES < len(packet):
+        raise _more_behind(packet, stop + SYNC_BYTES, sync)
     return start, stop
 
 
 def _more_behind(packet: bytes, at: int, sync: bytes) -> RejectedAlertError:
     """Tell a second block from junk."""
-    if packet.endswith(sync) and len(packet) - at > _SYNC_BYTES:
+    if packet.endswith(sync) and len(packet) - at > SYNC_BYTES:
         return RejectedAlertError("an Avro file of several blocks", reason=Reason.MULTIPLE_RECORDS)
     return RejectedAlertError(f"{len(packet) - at} bytes behind the Avro block", reason=Reason.TRAILING_BYTES)

@@ -8,17 +8,16 @@ Operations and loop are in one file because numba keeps compiled code by that fi
 apart, new numbers could meet old code.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-import numba as nb
 import numpy as np
+
+from stream_vae.native import compiled, view
 
 Bytes: TypeAlias = Any
 """An array of uint8; what it holds is a number to the machine, which mypy would tell from int."""
 Longs: TypeAlias = Any
 """An array of int64."""
-F = TypeVar("F", bound=Callable[..., Any])
 
 RETURN = 0
 """Back to the caller, or to the next item of an array."""
@@ -70,19 +69,12 @@ TOO_DEEP = -3
 TOO_MANY_STEPS = -4
 TOO_MANY_EMPTY_ITEMS = -5
 
+SYNC_BYTES = 16
+"""Of an Avro file's marker."""
 _LAST_VARINT_SHIFT = 63  # the tenth byte of a long holds one bit
 
 
-def _compiled(function: F) -> F:
-    """Compile at the first call, or load what an earlier process compiled."""
-    try:
-        compiled: F = nb.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nowhere to keep it: a read-only container without a home
-        compiled = nb.njit(nogil=True)(function)
-    return compiled
-
-
-@_compiled
+@compiled
 def _long(body: Bytes, at: int) -> tuple[int, int]:
     """Read a zigzag varint; gives the number and the next index, or a fault instead of the index."""
     raw = 0
@@ -101,7 +93,7 @@ def _long(body: Bytes, at: int) -> tuple[int, int]:
     return raw, TRUNCATED
 
 
-@_compiled
+@compiled
 def _skip_long(body: Bytes, at: int) -> int:
     """Step over a varint; gives the next index, or a fault."""
     if at < body.size and body[np.uintp(at)] < 0x80:
@@ -109,7 +101,7 @@ def _skip_long(body: Bytes, at: int) -> int:
     return _long(body, at)[1]
 
 
-@_compiled
+@compiled
 def _skip_bytes(body: Bytes, at: int) -> int:
     """Step over a length and as many bytes; gives the next index, or a fault."""
     length, at = _long(body, at)
@@ -122,7 +114,7 @@ def _skip_bytes(body: Bytes, at: int) -> int:
     return at + length
 
 
-@_compiled
+@compiled
 def _optional(body: Bytes, at: int, null: int) -> tuple[bool, int]:
     """Read a nullable type's branch; gives whether there is a value, and the next index or a fault."""
     if at >= body.size:
@@ -133,7 +125,7 @@ def _optional(body: Bytes, at: int, null: int) -> tuple[bool, int]:
     return byte != null, at + 1
 
 
-@_compiled
+@compiled
 def _skip_optional_fixed(body: Bytes, at: int, width: int, null: int, count: int) -> int:
     """Step over `count` nullable values of one size; gives the next index, or a fault."""
     if count <= (body.size - at) // (1 + width):
@@ -155,7 +147,7 @@ def _skip_optional_fixed(body: Bytes, at: int, width: int, null: int, count: int
     return at
 
 
-@_compiled
+@compiled
 def _block_of_items(body: Bytes, at: int) -> tuple[int, int, int]:
     """Read the head of an array's block.
 
@@ -174,7 +166,7 @@ def _block_of_items(body: Bytes, at: int) -> tuple[int, int, int]:
     return -count, at + length, at
 
 
-@_compiled
+@compiled
 def walk(body: Bytes, table: Longs, spans: Longs) -> int:  # noqa: C901, PLR0911, PLR0912, PLR0915 - one machine
     """Run a program over a record.
 
@@ -348,3 +340,93 @@ def walk(body: Bytes, table: Longs, spans: Longs) -> int:  # noqa: C901, PLR0911
         if slot >= 0:
             spans[slot, 0] = start
             spans[slot, 1] = at
+
+
+@compiled
+def walk_each(addresses: Longs, lengths: Longs, table: Longs, spans: Longs, ends: Longs) -> None:
+    """Run a program over the records of a batch.
+
+    Parameters
+    ----------
+    addresses : ndarray
+        (n,) uintp, where each record lies in memory.
+    lengths : ndarray
+        (n,) int64, its bytes.
+    table : ndarray
+        (length,) int64, the program.
+    spans : ndarray
+        (n, paths, 2) int64, overwritten as `walk` does.
+    ends : ndarray
+        (n,) int64, overwritten with what `walk` gives.
+    """
+    for n in range(len(addresses)):
+        ends[n] = walk(view(addresses[n], lengths[n]), table, spans[n])
+
+
+@compiled
+def read_longs(addresses: Longs, starts: Longs, stops: Longs, out: Longs) -> None:
+    """Read one integer of each record of a batch, where the walk found it.
+
+    Parameters
+    ----------
+    addresses : ndarray
+        (n,) uintp, where each record lies in memory.
+    starts, stops : ndarray
+        (n,) int64, the span; a start below 0 is left alone.
+    out : ndarray
+        (n,) int64, overwritten.
+    """
+    for n in range(len(addresses)):
+        if starts[n] >= 0:
+            out[n] = _long(view(addresses[n], stops[n]), starts[n])[0]
+
+
+@compiled
+def find_blocks(addresses: Longs, lengths: Longs, prefixes: Longs, sizes: Longs, which: Longs, blocks: Longs) -> None:
+    """Open Avro files of one block of one record, whose headers are known.
+
+    Parameters
+    ----------
+    addresses, lengths : ndarray
+        (n,) uintp and int64, the packets.
+    prefixes, sizes : ndarray
+        (k,) uintp and int64, known headers up to the sync marker.
+    which : ndarray
+        (n,) int64, overwritten with the number of the header; -1 where anything is not as it should be.
+    blocks : ndarray
+        (n, 2) int64, overwritten with the record's first byte and the one behind it.
+    """
+    for n in range(len(addresses)):
+        which[n] = -1
+        packet = view(addresses[n], lengths[n])
+        for k in range(len(prefixes)):
+            head = sizes[k]
+            if lengths[n] < head + 2 * SYNC_BYTES + 2 or not _same(packet, 0, view(prefixes[k], head), 0, head):
+                continue
+            count, at = _long(packet, head + SYNC_BYTES)
+            if at < 0 or count != 1:
+                break
+            size, at = _long(packet, at)
+            # Subtracted and not added: a sum could be beyond what the number holds.
+            if at < 0 or size < 0 or size != lengths[n] - SYNC_BYTES - at:
+                break
+            if _same(packet, head, packet, at + size, SYNC_BYTES):
+                which[n], blocks[n, 0], blocks[n, 1] = k, at, at + size
+            break
+
+
+@compiled
+def _same(one: Bytes, at: int, other: Bytes, place: int, count: int) -> bool:
+    """Tell whether `count` bytes are the same; 64 at a time, which become vector instructions."""
+    done = 0
+    while done + 64 <= count:
+        differing = np.uint8(0)
+        for i in range(64):
+            differing |= one[np.uintp(at + done + i)] ^ other[np.uintp(place + done + i)]
+        if differing:
+            return False
+        done += 64
+    differing = np.uint8(0)
+    for i in range(done, count):
+        differing |= one[np.uintp(at + i)] ^ other[np.uintp(place + i)]
+    return not differing

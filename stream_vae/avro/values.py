@@ -72,7 +72,7 @@ def content_start_of(node: Node, path: str) -> Callable[[Body, int], int]:
     branches = node.children if node.kind is Kind.UNION else [node]
     kinds = {child.kind for child in branches} - {Kind.NULL}
     if kinds and kinds <= {Kind.BYTES, Kind.STRING}:
-        return _behind_length
+        return behind_length
     if kinds == {Kind.FIXED}:
         return lambda _body, start: start
 
@@ -82,7 +82,21 @@ def content_start_of(node: Node, path: str) -> Callable[[Body, int], int]:
     return refuse
 
 
-def _behind_length(body: Body, start: int) -> int:
+def behind_length(body: Body, start: int) -> int:
+    """Find the content of bytes or a string.
+
+    Parameters
+    ----------
+    body : bytes or memoryview
+        The record, which was walked.
+    start : int
+        First byte of the value, its length.
+
+    Returns
+    -------
+    int
+        The first byte behind that.
+    """
     while body[start] > 0x7F:
         start += 1
     return start + 1
@@ -127,7 +141,22 @@ def _refuse(kind: Kind, path: str) -> Reader:
     return read
 
 
-def _read_int(body: Body, start: int, _end: int) -> int:
+def read_integer(body: Body, start: int, end: int) -> int:
+    """Read an int or long; the reader of both.
+
+    Parameters
+    ----------
+    body : bytes or memoryview
+        The record.
+    start, end : int
+        First byte of the value and the one behind it.
+
+    Returns
+    -------
+    int
+        The value.
+    """
+    del end
     return read_long(body, start)[0]
 
 
@@ -146,20 +175,20 @@ def _read_boolean(body: Body, start: int, _end: int) -> bool:
 
 
 def _read_bytes(body: Body, start: int, end: int) -> bytes:
-    return bytes(body[_behind_length(body, start) : end])
+    return bytes(body[behind_length(body, start) : end])
 
 
 def _read_string(body: Body, start: int, end: int) -> str:
     try:
-        return str(body[_behind_length(body, start) : end], "utf-8")
+        return str(body[behind_length(body, start) : end], "utf-8")
     except UnicodeDecodeError as error:
         raise RejectedAlertError(f"a string at byte {start} is not UTF-8", reason=Reason.MALFORMED) from error
 
 
 _SIMPLE: dict[Kind, Reader] = {
     Kind.BOOLEAN: _read_boolean,
-    Kind.INT: _read_int,
-    Kind.LONG: _read_int,
+    Kind.INT: read_integer,
+    Kind.LONG: read_integer,
     Kind.FLOAT: _read_float,
     Kind.DOUBLE: _read_double,
     Kind.BYTES: _read_bytes,

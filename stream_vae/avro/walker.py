@@ -20,13 +20,18 @@ from stream_vae.avro.kernel import (
     TOO_MANY_EMPTY_ITEMS,
     TOO_MANY_STEPS,
     TRUNCATED,
+    read_longs,
     walk,
+    walk_each,
 )
 from stream_vae.avro.limits import DEFAULT_LIMITS, Limits
 from stream_vae.avro.nodes import resolve
 from stream_vae.avro.program import assemble, find
-from stream_vae.avro.values import Reader, Value, content_start_of, reader_of
+from stream_vae.avro.values import Reader, Value, behind_length, content_start_of, read_integer, reader_of
 from stream_vae.errors import Reason, RejectedAlertError
+from stream_vae.native import Addresses
+
+Spans = npt.NDArray[np.int64]
 
 _FAULTS = {
     TRUNCATED: (Reason.TRUNCATED, "the bytes end before the record does"),
@@ -131,8 +136,85 @@ class FieldPlan:
         spans = np.empty((len(self.paths), 2), np.int64)
         end = walk(data, self._table, spans)
         if end != data.size:
-            raise _fault(end, data.size)
+            raise fault(end, data.size)
         return spans
+
+    def walk_each(self, addresses: Addresses, lengths: npt.NDArray[np.int64]) -> tuple[Spans, npt.NDArray[np.int64]]:
+        """Walk over the records of a batch in one call.
+
+        Parameters
+        ----------
+        addresses : ndarray of uintp, shape (n,)
+            Where each record lies; the caller keeps them there.
+        lengths : ndarray of int64, shape (n,)
+            Their bytes.
+
+        Returns
+        -------
+        spans : ndarray of int64, shape (n, len(paths), 2)
+            As `walk` gives them.
+        ends : ndarray of int64, shape (n,)
+            Where a record's walk ended: its spans are good if that is its length, and else `fault` tells what it is.
+        """
+        spans = np.empty((len(addresses), len(self.paths), 2), np.int64)
+        ends = np.empty(len(addresses), np.int64)
+        walk_each(addresses, lengths, self._table, spans, ends)
+        return spans, ends
+
+    def is_integer(self, index: int) -> bool:
+        """Tell whether a path's values are an int or long, or null; then `integers` may read them.
+
+        Parameters
+        ----------
+        index : int
+            Which of the paths.
+
+        Returns
+        -------
+        bool
+            False for a path that the schema lacks.
+        """
+        return self._readers[index] is read_integer
+
+    def is_bytes(self, index: int) -> bool:
+        """Tell whether a path's values are bytes or a string, or null: a length and as many bytes.
+
+        Parameters
+        ----------
+        index : int
+            Which of the paths.
+
+        Returns
+        -------
+        bool
+            False for a path that the schema lacks.
+        """
+        return self._contents[index] is behind_length
+
+    def integers(self, addresses: Addresses, spans: Spans, index: int) -> list[int | None]:
+        """Read one integer field of each record of a batch.
+
+        Parameters
+        ----------
+        addresses : ndarray of uintp, shape (n,)
+            As for `walk_each`.
+        spans : ndarray of int64, shape (n, len(paths), 2)
+            What `walk_each` gave.
+        index : int
+            Which of the paths: one that `is_integer`.
+
+        Returns
+        -------
+        list of int or None
+            None where the span is (-1, -1).
+        """
+        starts = np.ascontiguousarray(spans[:, index, 0])
+        out = np.zeros(len(addresses), np.int64)
+        read_longs(addresses, starts, np.ascontiguousarray(spans[:, index, 1]), out)
+        found: list[int | None] = [*out.tolist()]
+        for row in np.flatnonzero(starts < 0).tolist():
+            found[row] = None
+        return found
 
     def value(self, body: bytes | memoryview, spans: npt.NDArray[np.int64], index: int) -> Value:
         """Read one field that is a single value, or an array of float or double.
@@ -201,7 +283,21 @@ def warm_up() -> None:
     plan.walk(b"\x00")
 
 
-def _fault(end: int, size: int) -> RejectedAlertError:
+def fault(end: int, size: int) -> RejectedAlertError:
+    """Say what is wrong with a record.
+
+    Parameters
+    ----------
+    end : int
+        What the walk gave.
+    size : int
+        The record's bytes.
+
+    Returns
+    -------
+    RejectedAlertError
+        TRUNCATED, MALFORMED, TOO_LARGE or TRAILING_BYTES.
+    """
     if end >= 0:
         return RejectedAlertError(f"{size - end} bytes behind the record", reason=Reason.TRAILING_BYTES)
     reason, text = _FAULTS[end]

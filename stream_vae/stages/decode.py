@@ -8,10 +8,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from stream_vae.alert import Alert, Packet, Rejected
-from stream_vae.avro.framing import FrameReader
+from stream_vae.avro.framing import Frame, FrameReader
 from stream_vae.avro.limits import Limits
 from stream_vae.avro.schema import WriterSchema
+from stream_vae.avro.walker import fault
 from stream_vae.errors import Reason, RejectedAlertError
 from stream_vae.layout import Layout
 from stream_vae.surveys import Profile
@@ -66,23 +69,57 @@ class Decoder:
         RetriableError
             If the schema registry cannot be reached; nothing was decoded then.
         """
+        frames = self._frames.open_each([packet.value for packet in packets])
+        found: list[Alert | RejectedAlertError | None] = [None] * len(packets)
+        of_writer: dict[WriterSchema, list[tuple[int, Frame]]] = {}
+        for row, frame in enumerate(frames):
+            if isinstance(frame, Frame):
+                of_writer.setdefault(frame.writer, []).append((row, frame))
+            else:
+                found[row] = frame
+        for writer, group in of_writer.items():
+            rows = [row for row, _ in group]
+            decoded = self._alerts(writer, [packets[row] for row in rows], [frame for _, frame in group])
+            for row, each in zip(rows, decoded, strict=True):
+                found[row] = each
         alerts: list[Alert] = []
         rejected: list[Rejected] = []
-        for packet in packets:
-            try:
-                alerts.append(self._alert(packet))
-            except RejectedAlertError as error:
-                rejected.append(Rejected(packet, error.reason, STAGE, str(error)))
+        for packet, result in zip(packets, found, strict=True):
+            if isinstance(result, Alert):
+                alerts.append(result)
+            elif result is not None:
+                rejected.append(Rejected(packet, result.reason, STAGE, str(result)))
         return Decoded(alerts, rejected)
 
-    def _alert(self, packet: Packet) -> Alert:
-        frame = self._frames.open(packet.value)
-        layout = self._layout(frame.writer)
-        spans = layout.plan.walk(frame.body)
-        alert_id = layout.value("alert_id", frame.body, spans)
-        if alert_id is None:
-            raise RejectedAlertError("the alert's id is null", reason=Reason.MISSING_ID)
-        return Alert(packet, frame, layout, spans, str(alert_id))
+    def _alerts(
+        self, writer: WriterSchema, packets: Sequence[Packet], frames: Sequence[Frame]
+    ) -> Sequence[Alert | RejectedAlertError]:
+        """Walk the records of one writer."""
+        try:
+            layout = self._layout(writer)
+        except RejectedAlertError as error:
+            return [error] * len(packets)
+        where = np.array([frame.address for frame in frames], np.uintp)
+        sizes = np.array([len(frame.body) for frame in frames], np.int64)
+        spans, ends = layout.plan.walk_each(where, sizes)
+        whole = ends == sizes
+        spans[~whole] = -1  # where a walk broke off, nothing is where it says
+        integers = layout.integer_ids(where, spans)
+        alerts: list[Alert | RejectedAlertError] = []
+        for row, (packet, frame) in enumerate(zip(packets, frames, strict=True)):
+            if not whole[row]:
+                alerts.append(fault(int(ends[row]), len(frame.body)))
+                continue
+            try:
+                alert_id = integers[row] if integers else layout.value("alert_id", frame.body, spans[row])
+            except RejectedAlertError as error:
+                alerts.append(error)
+                continue
+            if alert_id is None:
+                alerts.append(RejectedAlertError("the alert's id is null", reason=Reason.MISSING_ID))
+            else:
+                alerts.append(Alert(packet, frame, layout, spans[row], str(alert_id)))
+        return alerts
 
     def _layout(self, writer: WriterSchema) -> Layout:
         layout = self._layouts.get(writer.digest)

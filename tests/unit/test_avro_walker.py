@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stream_vae.avro import kernel
+from stream_vae import native
 from stream_vae.avro.binary import read_long, write_bytes, write_long
 from stream_vae.avro.limits import Limits
 from stream_vae.avro.walker import FieldPlan, warm_up
@@ -482,9 +482,9 @@ def test_a_machine_that_cannot_keep_compiled_code_compiles_it_each_time(monkeypa
             raise RuntimeError("cannot cache function: no locator available")
         return compile_now(nogil=nogil)
 
-    compile_now = kernel.nb.njit
-    monkeypatch.setattr(kernel.nb, "njit", without_cache)
-    assert kernel._compiled(lambda x: x + 1)(41) == 42
+    compile_now = native.numba.njit
+    monkeypatch.setattr(native.numba, "njit", without_cache)
+    assert native.compiled(lambda x: x + 1)(41) == 42
 
 
 def test_threads_share_a_plan():
