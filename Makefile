@@ -14,7 +14,7 @@ ALONGSIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check demo test test-unit test-integration bench chaos clean
+.PHONY: help setup fmt check demo test test-unit test-integration bench gate chaos clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-integration: setup  ## What needs a real Kafka or Redis (started by the tes
 
 bench: setup  ## Kafka to Kafka against the usual Python way and the floor, in one run
 	$(BIN)/python tests/bench/run.py
+
+gate: setup  ## Whether the alert path became dearer than its baseline; no server, 15 seconds
+	$(ONE_THREAD) $(BIN)/python tests/bench/gate.py
 
 # A minute a row and mode; MINUTES and MESSAGES are of all together, ROWS are words of their names.
 chaos: setup  ## Faults under load on a real Kafka: what is lost, doubled, and how long until it flows again

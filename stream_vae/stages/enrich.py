@@ -4,7 +4,7 @@ Avro encodes a record as its fields in order, so one field more at the end of th
 the end of the body; nothing of the original is decoded or written again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from time import time_ns
@@ -85,20 +85,16 @@ class EnrichmentWriter:
             The record alone, without the union branch of the appended field.
         """
         prefix, time = self._prefix, write_long(scored_at_us)
-        flags = {int(value): write_long(int(value)) for value in np.unique(quality)}
+        bits = quality.tolist()
+        flags = {value: write_long(value) + time for value in set(bits)}
         whole = self._whole_rows(codes, scores)
         width = self._row.itemsize
-        complete = np.all(np.isfinite(np.column_stack((*scores, *codes))), axis=1)
+        complete = np.all(np.isfinite(np.column_stack((*scores, *codes))), axis=1).tolist()
         return [
-            b"".join(
-                (
-                    prefix,
-                    whole[n * width : (n + 1) * width] if complete[n] else self._partial_row(codes, scores, n),
-                    flags[int(quality[n])],
-                    time,
-                )
-            )
-            for n in range(len(quality))
+            prefix
+            + (whole[n * width : (n + 1) * width] if complete[n] else self._partial_row(codes, scores, n))
+            + flags[bits[n]]
+            for n in range(len(bits))
         ]
 
     def _whole_rows(self, codes: Codes, scores: Scores) -> bytes:
@@ -269,30 +265,33 @@ class Enricher:
         if self._min_real_score is not None:
             passes = ~(scores.real_score < self._min_real_score)  # NaN passes: unscored is never filtered
         results: list[Outcome | Rejected] = []
-        for n, alert in enumerate(alerts):
-            if not passes[n]:
+        for n, (alert, passed) in enumerate(zip(alerts, passes.tolist(), strict=True)):
+            if not passed:
                 results.append(Outcome(alert.packet, (), "filtered"))
                 continue
             try:
-                results.append(Outcome(alert.packet, tuple(self._messages(alert, records[n])), "published"))
+                results.append(Outcome(alert.packet, self._messages(alert, records[n]), "published"))
             except RejectedAlertError as error:
                 results.append(Rejected(alert.packet, error.reason, "enrich", str(error), alert.alert_id))
         return results
 
-    def _messages(self, alert: Alert, record: bytes) -> Iterator[Outgoing]:
+    def _messages(self, alert: Alert, record: bytes) -> tuple[Outgoing, ...]:
         packet = alert.packet
-        headers = [
-            *(pair for pair in packet.headers if not pair[0].startswith(_OWN_HEADERS)),
+        headers: list[tuple[str, bytes | None]] = [
             (SOURCE_HEADER, packet.origin.encode()),
             (RELEASE_HEADER, self._release),
         ]
+        if packet.headers:
+            headers = [*(pair for pair in packet.headers if not pair[0].startswith(_OWN_HEADERS)), *headers]
+        messages: list[Outgoing] = []
         if self._topics.full:
             value = reframe(alert.frame, _PRESENT + record, self.outputs.full(alert.frame, self._topics.full))
-            yield Outgoing(self._topics.full, value, packet.key, headers, packet.timestamp_ms)
+            messages.append(Outgoing(self._topics.full, value, packet.key, headers, packet.timestamp_ms))
         if self._topics.lite:
             body = self._lite_head(alert) + record
             value = replace_body(alert.frame, body, self.outputs.lite(alert.frame, self._topics.lite))
-            yield Outgoing(self._topics.lite, value, packet.key, headers, packet.timestamp_ms)
+            messages.append(Outgoing(self._topics.lite, value, packet.key, headers, packet.timestamp_ms))
+        return tuple(messages)
 
     def _lite_head(self, alert: Alert) -> bytes:
         field, profile = alert.field, self._profile

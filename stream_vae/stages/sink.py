@@ -13,12 +13,13 @@ from functools import partial
 from time import monotonic, time
 from typing import Any, Protocol
 
+import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from stream_vae import kafka
 from stream_vae.alert import Fate, Outcome, Outgoing, Packet, Rejected
 from stream_vae.errors import FatalError, Reason, RetriableError
-from stream_vae.metrics import Metrics
+from stream_vae.metrics import Metrics, observe_each
 from stream_vae.settings import DeliverySettings, KafkaSettings
 from stream_vae.stages.dead_letter import dead_letter
 from stream_vae.stages.ledger import Ledger, Pages
@@ -300,9 +301,8 @@ class ProducingSink(ABC):
         counts = Counter((fate, packet.topic, packet.partition) for packet, _, fate in batch.outcomes)
         for (fate, *where), count in counts.items():
             counters[fate].labels(metrics.survey, *where).inc(count)
-        for packet in batch.packets:
-            if packet.timestamp_ms is not None:
-                latency.observe(max(now - packet.timestamp_ms / 1000, 0.0))
+        times = np.array([packet.timestamp_ms for packet in batch.packets if packet.timestamp_ms is not None])
+        observe_each(latency, np.maximum(now - times / 1000, 0.0))
         size = sum(len(message.value) for outcome in batch.outcomes for message in outcome.messages)
         metrics.output_bytes.labels(metrics.survey).inc(size)
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from stream_vae.alert import Rejected, Scores
 from stream_vae.errors import Reason
-from stream_vae.metrics import STAGES, Metrics
+from stream_vae.metrics import STAGES, Metrics, observe_each
 from stream_vae.quality import Quality
 
 from servers import Kafka
@@ -244,3 +244,18 @@ def test_statistics_without_what_is_wanted_are_no_fault(metrics: Metrics, client
     metrics.take_statistics(client, document)
     name = {"consumer": "consumer_queue_bytes", "producer": "producer_queue_messages"}[client]
     assert value(metrics, name) == 0
+
+
+def test_many_values_are_observed_as_one_after_another_would_be():
+    values = np.array([-1.0, 0.0, 0.1, 0.10001, 0.5, 1.0, 7.0, np.nan, np.inf, 0.3])
+    registry = CollectorRegistry()
+    one, other = (Histogram(name, "x", buckets=(0.1, 0.3, 1.0), registry=registry) for name in ("one", "other"))
+    observe_each(one, values)
+    observe_each(one, values[:0])
+    for value in values[np.isfinite(values)].tolist():
+        other.observe(value)
+    for suffix in ("_sum", "_count"):
+        assert registry.get_sample_value(f"one{suffix}") == pytest.approx(registry.get_sample_value(f"other{suffix}"))
+    for bound in ("0.1", "0.3", "1.0", "+Inf"):
+        labels = {"le": bound}
+        assert registry.get_sample_value("one_bucket", labels) == registry.get_sample_value("other_bucket", labels)
