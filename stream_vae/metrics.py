@@ -24,7 +24,7 @@ from prometheus_client import (
 )
 
 from stream_vae import __version__
-from stream_vae.alert import FloatArray, Rejected, Scores
+from stream_vae.alert import Rejected, Scores
 from stream_vae.quality import UNSCOREABLE, Quality
 
 log = logging.getLogger("stream_vae.dead_letter")

@@ -2,11 +2,12 @@
 
     .venv/bin/python tests/bench/gate.py [--rounds 60] [--write]
 
-In one process and without Kafka: a batch through `stream_vae.pipeline.enriched`, then the same bytes through libdeflate
-(all of each needed cutout), ONNX Runtime (stamps cut beforehand) and one copy of the packet, and again. Other load slows
-both halves of a round alike, so the median of the rounds' ratios moves little where microseconds move by half. It fails
-if that median is more than `ALLOWED` above baseline.json's, which `--write` writes anew: with a reason in the commit.
-Alerts are simulated ones, so that every machine has the same; other processors have other ratios, hence the allowance.
+In one process and without Kafka: a batch through `stream_vae.pipeline.enriched`, then the same bytes through
+libdeflate (all of each needed cutout), ONNX Runtime (stamps cut beforehand) and one copy of the packet, and
+again. Other load slows both halves of a round alike, so the median of the rounds' ratios moves little where
+microseconds move by half. It fails if that median is more than `ALLOWED` above baseline.json's, which `--write`
+writes anew: with a reason in the commit. Alerts are simulated ones, so that every machine has the same; other
+processors have other ratios, hence the allowance.
 """
 
 import argparse
@@ -157,8 +158,8 @@ def main() -> None:
             dearer.append(name)
     if dearer:
         raise SystemExit(
-            f"The alert path is over {100 * ALLOWED:.0f}% dearer than its baseline with {' and '.join(dearer)}: find out "
-            "why, or write a new baseline with --write and say why in the commit."
+            f"The alert path is over {100 * ALLOWED:.0f}% dearer than its baseline with {' and '.join(dearer)}: find "
+            "out why, or write a new baseline with --write and say why in the commit."
         )
 
 
