@@ -16,6 +16,8 @@ from stream_vae.native import Addresses, compiled, view
 
 MOST_HEADERS = 8
 """That are compared with; a survey writes a few, or another one for each alert, and then none helps."""
+SCRATCH_BYTES = 2**19
+"""Four times the largest cutout of the surveys that we know, 93 x 93 pixels of three images."""
 Spans = npt.NDArray[np.int64]
 
 
@@ -31,8 +33,10 @@ class KnownHeaders:
     def __init__(self, headers: dict[bytes, Hdu]) -> None:
         usable = [
             (text, hdu)
-            for text, hdu in headers.items()
-            if hdu.dtype == np.dtype(">f4") and (hdu.scale, hdu.zero, hdu.blank) == (1.0, 0.0, None)
+            for text, hdu in list(headers.items())
+            if hdu.dtype == np.dtype(">f4")
+            and (hdu.scale, hdu.zero, hdu.blank) == (1.0, 0.0, None)
+            and hdu.end <= SCRATCH_BYTES  # a damaged header may say any number
         ][-MOST_HEADERS:]
         self.seen = len(headers)
         self.texts = np.frombuffer(b"".join(text for text, _ in usable), np.uint8).reshape(-1, BLOCK)

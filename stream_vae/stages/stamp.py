@@ -23,7 +23,7 @@ from stream_vae.cutout import (
     read_float32,
     read_variance,
 )
-from stream_vae.cutting import KnownHeaders, cut_each
+from stream_vae.cutting import SCRATCH_BYTES, KnownHeaders, cut_each
 from stream_vae.model.release import Preprocessing
 from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.surveys import Cutouts
@@ -41,9 +41,6 @@ _NOT_SQUARE = int(Quality.NOT_SQUARE)
 _MASKED = int(Quality.MASKED_PIXELS)
 _BLANK = int(Quality.BLANK)
 _TOO_MANY = int(Quality.TOO_MANY_MASKED)
-
-_SCRATCH_BYTES = 2**19
-"""Four times the largest cutout of the surveys that we know, 93 x 93 pixels of three images."""
 
 
 class Stamps(NamedTuple):
@@ -153,7 +150,7 @@ class Stamper:
                 self._cutouts.nominal_size or 0,
                 self._max_bytes,
                 inflate.decompressor() if self._inflates else 0,
-                np.empty(_SCRATCH_BYTES, np.uint8),
+                np.empty(SCRATCH_BYTES, np.uint8),
             )
             left += [row for row, it_is in zip(rows, done.tolist(), strict=True) if not it_is]
         return sorted(left)

@@ -141,6 +141,15 @@ def test_what_is_not_usual_is_left(what):
     assert not done.any()
 
 
+def test_a_header_of_impossible_size_that_was_seen_does_no_harm():
+    plain = fits(63)
+    huge = {bytes(2880): Hdu(2880, 10**30, np.dtype(">f4"), 10**20, 10**9, 1.0, 0.0, None)}
+    good = {plain[:2880]: Hdu(2880, 20160, np.dtype(">f4"), 63, 63, 1.0, 0.0, None)}
+    stamps, done = cut([plain], KnownHeaders(huge | good))
+    assert done.all()
+    assert same(stamps[0], careful(plain))
+
+
 def test_a_cutout_over_the_cap_is_left():
     large = fits(63)
     records = [write_bytes(each) for each in (large, gzip.compress(large, mtime=0))]
