@@ -36,6 +36,11 @@ def prepare(survey: str, folder: Path) -> str:
     return origin
 
 
+def is_real(survey: str) -> bool:
+    """Whether the data folder has alerts of a survey."""
+    return any((data_folder() / survey).rglob("*.avro"))
+
+
 def _packets(survey: str) -> tuple[Iterator[bytes], str]:
     real = sorted((data_folder() / survey).rglob("*.avro"))
     if real:

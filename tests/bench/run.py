@@ -54,6 +54,10 @@ class Case:
         return f"{self.survey}, {self.cutouts} cutout{'s' * (self.cutouts > 1)}"
 
 
+EVERYTHING = [Case("ztf", 1), Case("ztf", 3), Case("lsst", 1)]
+"""What is measured if nothing is asked for; LSST's alerts cannot be simulated."""
+
+
 @dataclass(frozen=True)
 class Cores:
     """Where the broker runs, and where what is measured does."""
@@ -207,8 +211,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alerts", type=int, default=6000, help="messages a run (6000)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--partitions", type=int, default=4, help="of each topic (4)")
-    parser.add_argument("--survey", action="append", help="ztf (default), lsst, pgir; may be repeated")
-    parser.add_argument("--cutouts", type=int, action="append", choices=(1, 2, 3), help="1 (default); may be repeated")
+    parser.add_argument("--survey", action="append", help="ztf, lsst, pgir; may be repeated")
+    parser.add_argument(
+        "--cutouts",
+        type=int,
+        action="append",
+        choices=(1, 2, 3),
+        help="may be repeated (1); with no --survey and no --cutouts: ztf 1, ztf 3, lsst 1",
+    )
     parser.add_argument(
         "--ways", default="stream_vae,usual,floor", help="which to run, in this order; exactly_once too"
     )
@@ -236,6 +246,8 @@ def main() -> None:
     options, cores = arguments(), Cores.choose()
     console = Console(width=None if sys.stdout.isatty() else 120)
     cases = [Case(survey, cutouts) for survey in options.survey or ["ztf"] for cutouts in options.cutouts or [1]]
+    if not options.survey and not options.cutouts:
+        cases = EVERYTHING if corpus.is_real("lsst") else EVERYTHING[:2]
     document = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["tests/bench/run.py", *sys.argv[1:]]),

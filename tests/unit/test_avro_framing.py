@@ -21,6 +21,7 @@ from stream_vae.avro.nodes import contains_itself, resolve
 from stream_vae.avro.registry import HttpRegistry
 from stream_vae.avro.walker import FieldPlan
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError
+from stream_vae.native import address
 
 from avro_cases import cases, encode
 
@@ -395,3 +396,41 @@ def test_an_enriched_packet_cannot_be_enriched_again():
     with pytest.raises(RejectedAlertError) as caught:
         OutputSchema.appending(again, FIELD)
     assert caught.value.reason is Reason.SCHEMA
+
+
+# --- batches
+
+
+def fate(reader, packet):
+    """What `open` says of one packet."""
+    try:
+        frame = reader.open(packet)
+    except RejectedAlertError as error:
+        return error.reason, str(error)
+    return frame.writer.digest, bytes(frame.body), frame.framing, frame.codec, frame.sync, frame.header.metadata
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_batch_is_opened_as_its_packets_are_one_by_one(data):
+    """Whole ones, ones of other headers and codecs, cut off and with bytes changed anywhere, in any order."""
+    whole = [ocf(), ocf(codec="deflate"), ocf(metadata={"survey": "x"}), ocf([ALERT, ALERT]), b"", b"junk" * 50]
+    packets = data.draw(st.lists(st.sampled_from(whole), min_size=1, max_size=12))
+    for row in data.draw(st.lists(st.integers(0, len(packets) - 1), max_size=4)):
+        changed = bytearray(packets[row])
+        at = data.draw(st.integers(0, max(0, len(changed) - 1)))
+        if data.draw(st.booleans()):
+            del changed[at:]
+        elif changed:
+            changed[at] ^= data.draw(st.integers(1, 255))
+        packets[row] = bytes(changed)
+    limits = Limits(max_packet_bytes=data.draw(st.sampled_from([1_000, 10**7])))
+    batch, alone = (FrameReader(framing=Framing.OCF, limits=limits) for _ in range(2))
+    for _ in range(2):  # the second time all headers are known
+        for packet, opened in zip(packets, batch.open_each(packets), strict=True):
+            if isinstance(opened, RejectedAlertError):
+                assert (opened.reason, str(opened)) == fate(alone, packet)
+            else:
+                found = (opened.writer.digest, bytes(opened.body), opened.framing, opened.codec, opened.sync)
+                assert (*found, opened.header.metadata) == fate(alone, packet)
+                assert opened.address == address(opened.body)
