@@ -37,6 +37,8 @@ from stream_vae.sky.packets import simulate_packets  # noqa: E402
 
 BASELINE = HERE / "baseline.json"
 ALLOWED = 0.2
+ATTEMPTS = 3
+"""What other load does once it does not do three times; what the code does, it does each time."""
 CUTOUTS = (1, 3)
 ALERTS = 300
 BATCH = 128
@@ -151,12 +153,15 @@ def main() -> None:
     if options.write:
         BASELINE.write_text(json.dumps({name: round(value, 2) for name, value in found.items()}, indent=1) + "\n")
     baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
-    dearer = []
-    for name, value in found.items():
-        print(f"{name}: {value:.2f} times the library calls, baseline {baseline[name]:.2f}")
-        if value > baseline[name] * (1 + ALLOWED):
-            dearer.append(name)
-    if dearer:
+    for attempt in range(ATTEMPTS):
+        again = measure(options.rounds) if attempt else found
+        found = {name: min(value, again[name]) for name, value in found.items()}
+        for name, value in again.items():
+            print(f"{name}: {value:.2f} times the library calls, baseline {baseline[name]:.2f}")
+        dearer = [name for name, value in found.items() if value > baseline[name] * (1 + ALLOWED)]
+        if not dearer:
+            break
+    else:
         raise SystemExit(
             f"The alert path is over {100 * ALLOWED:.0f}% dearer than its baseline with {' and '.join(dearer)}: find "
             "out why, or write a new baseline with --write and say why in the commit."
