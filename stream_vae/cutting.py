@@ -153,6 +153,14 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
     return done
 
 
+def warm_up() -> None:
+    """Compile `cut_each`, or load it from numba's cache, before the first alert comes."""
+    nothing = KnownHeaders({})
+    out, rows, where = np.zeros((0, 1, 1, 1), np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uintp)
+    spans, scratch = np.zeros((0, 2), np.int64), np.zeros(0, np.uint8)
+    cut_each(out, 0, rows, where, spans, nothing.texts, nothing.shapes, 0, 0, 0, scratch)
+
+
 @compiled
 def _needed(shape: Any, size: int) -> int:
     """Bytes of a FITS file up to the stamp's last row."""

@@ -29,6 +29,10 @@ _SYMBOL = "stream_vae_libdeflate_deflate_decompress"
 _thread = local()
 
 
+_nothing = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_size_t] * 6)(lambda *_: 1)
+"""Stands where libdeflate's function is not, for compiled code that names it: says that the bytes are damaged."""
+
+
 def _find() -> Any:
     """Find libdeflate in the package that carries it."""
     try:
@@ -36,6 +40,7 @@ def _find() -> Any:
         function = library.libdeflate_deflate_decompress
         make, free = library.libdeflate_alloc_decompressor, library.libdeflate_free_decompressor
     except (ImportError, OSError, AttributeError):
+        binding.add_symbol(_SYMBOL, ctypes.cast(_nothing, ctypes.c_void_p).value)
         return None
     make.restype, make.argtypes, free.argtypes = ctypes.c_void_p, (), (ctypes.c_void_p,)
     binding.add_symbol(_SYMBOL, ctypes.cast(function, ctypes.c_void_p).value)

@@ -20,6 +20,7 @@ from stream_vae.avro.kernel import (
     TOO_MANY_EMPTY_ITEMS,
     TOO_MANY_STEPS,
     TRUNCATED,
+    find_blocks,
     read_longs,
     walk,
     walk_each,
@@ -29,7 +30,7 @@ from stream_vae.avro.nodes import resolve
 from stream_vae.avro.program import assemble, find
 from stream_vae.avro.values import Reader, Value, behind_length, content_start_of, read_integer, reader_of
 from stream_vae.errors import Reason, RejectedAlertError
-from stream_vae.native import Addresses
+from stream_vae.native import Addresses, addresses
 
 Spans = npt.NDArray[np.int64]
 
@@ -281,6 +282,11 @@ def warm_up() -> None:
     """
     plan = FieldPlan({"type": "record", "name": "warm_up", "fields": [{"name": "x", "type": "int"}]}, ["x"])
     plan.walk(b"\x00")
+    records = [b"\x00"]
+    where, sizes = addresses(records), np.ones(1, np.int64)
+    spans, _ = plan.walk_each(where, sizes)
+    plan.integers(where, spans, 0)
+    find_blocks(where, sizes, where, sizes, np.empty(1, np.int64), np.empty((1, 2), np.int64))
 
 
 def fault(end: int, size: int) -> RejectedAlertError:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import monotonic
 
-from stream_vae import assembly, kafka
+from stream_vae import assembly, cutting, kafka
 from stream_vae.alert import Outcome, Packet
 from stream_vae.avro.walker import warm_up
 from stream_vae.backends import OpenNetwork
@@ -81,6 +81,7 @@ class Worker:
         follow = release is None and settings.release.id is None
         self.release = release or assembly.release_of(settings)
         warm_up()
+        cutting.warm_up()
         self._registry = assembly.registry_of(settings.registry)
         self._open_network = open_network
         self._stages: Stages = assembly.stages_of(settings, self.release, self._registry, open_network=open_network)

@@ -1,7 +1,11 @@
 """The compiled way of a cutout gives what the careful one gives, or leaves the cutout to it."""
 
 import gzip
+import os
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +76,31 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 def test_libdeflate_is_found_and_stops_as_we_need_it():
     assert inflate.available()
+
+
+WITHOUT = """
+import importlib
+whole = importlib.import_module
+def without(name, *rest):
+    if name == "deflate._deflate":
+        raise ImportError(name)
+    return whole(name, *rest)
+importlib.import_module = without
+from stream_vae import cutting, inflate
+assert not inflate.available()
+cutting.warm_up()
+import test_cutting
+plain = test_cutting.fits(63)
+stamps, done = test_cutting.cut([plain, test_cutting.gzip.compress(plain)], test_cutting.known(plain), inflates=False)
+assert done.tolist() == [True, False]
+"""
+
+
+def test_without_libdeflates_functions_plain_cutouts_are_cut_and_packed_ones_left():
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tests), str(tests.parents[1])))}
+    done = subprocess.run([sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("side", [47, 61, 63, 64, 81])
