@@ -1,7 +1,7 @@
 """The usual cutout, for a whole batch in one compiled call: `stream_vae.cutout` without its exceptions.
 
 Done here: a FITS image of big-endian floats, gzip'd or plain, whose header was seen before, with the stamp wholly
-inside of it. A gzip'd one is decompressed as far as the stamp's last row. Whatever is not exactly so is left for
+inside of it. Whatever is not exactly so is left for
 `stream_vae.cutout`, which knows what to say about it.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stream_vae.cutout import BLOCK, Hdu
-from stream_vae.inflate import SPARE, gzip_payload, inflate
+from stream_vae.inflate import inflate
 from stream_vae.native import Addresses, compiled, view
 
 MOST_HEADERS = 8
@@ -109,14 +109,13 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
         total, there = length, length
         packed = data[0] == 0x1F and data[1] == 0x8B
         if packed:
-            payload = gzip_payload(address, length)
             total = np.int64(0)
             for i in range(4):
                 total |= np.int64(data[length - 4 + i]) << (8 * i)
-            there = _needed(shapes[likely], size)
-            if handle == 0 or payload < 0 or total > max_bytes or there + SPARE > min(total, scratch.size):
+            there = total
+            if handle == 0 or total > max_bytes or total > scratch.size:
                 continue
-            if not inflate(handle, address + np.uintp(payload), length - payload - 8, scratch, there):
+            if not inflate(handle, address, length, scratch[:total]):
                 continue
             data = scratch
         elif length > max_bytes:
@@ -133,8 +132,7 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
             continue
         likely = found
         begin, end, height, width = shapes[found]
-        # A cutout that lost its end has another number where gzip says how long it was.
-        if _needed(shapes[found], size) > there or end > total or (packed and end != total):
+        if end > total:
             continue
         top, left = height // 2 - size // 2, width // 2 - size // 2
         if height != width or height < nominal or top < 0 or top + size > height:
@@ -159,13 +157,6 @@ def warm_up() -> None:
     out, rows, where = np.zeros((0, 1, 1, 1), np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uintp)
     spans, scratch = np.zeros((0, 2), np.int64), np.zeros(0, np.uint8)
     cut_each(out, 0, rows, where, spans, nothing.texts, nothing.shapes, 0, 0, 0, scratch)
-
-
-@compiled
-def _needed(shape: Any, size: int) -> int:
-    """Bytes of a FITS file up to the stamp's last row."""
-    begin, _, height, width = shape
-    return begin + (height // 2 - size // 2 + size) * width * 4  # type: ignore[no-any-return]
 
 
 @compiled

@@ -1,13 +1,11 @@
-"""Decompress gzip'd cutouts in compiled code, only as far as needed: by libdeflate, out of the package `deflate`.
+"""Decompress gzip'd cutouts in compiled code: by libdeflate itself, out of the package `deflate`.
 
-libdeflate decompresses into a buffer from front to back and stops where the next piece does not fit: a match of at
-most 258 bytes, or a stored block, which may be longer. `inflate` tells one from the other. libdeflate's documentation
-leaves open what a full buffer holds, so it is tried once. Where the functions cannot be found, or do otherwise,
-`available` says no, and `stream_vae.cutout` does it one by one.
+Whole, and with their checksum. Where the function cannot be found `available` says no, and `stream_vae.cutout` does it
+one by one.
 """
 
 import ctypes
-import zlib
+import gzip
 from functools import cache
 from importlib import import_module
 from threading import local
@@ -17,15 +15,9 @@ import numba
 import numpy as np
 from llvmlite import binding  # type: ignore[import-untyped]
 
-from stream_vae.native import compiled, view
+from stream_vae.native import compiled
 
-SPARE = 1024
-"""Room that `inflate` needs behind what is wanted: it stops up to 258 bytes (RFC 1951) before the end of the buffer."""
-_MARK_AT = SPARE // 2
-_MARK = np.uint8(0xA5)
-_MARK_BYTES = 8
-_INSUFFICIENT_SPACE = 3
-_SYMBOL = "stream_vae_libdeflate_deflate_decompress"
+_SYMBOL = "stream_vae_libdeflate_gzip_decompress"
 _thread = local()
 
 
@@ -37,7 +29,7 @@ def _find() -> Any:
     """Find libdeflate in the package that carries it."""
     try:
         library = ctypes.CDLL(str(import_module("deflate._deflate").__file__))
-        function = library.libdeflate_deflate_decompress
+        function = library.libdeflate_gzip_decompress
         make, free = library.libdeflate_alloc_decompressor, library.libdeflate_free_decompressor
     except (ImportError, OSError, AttributeError):
         binding.add_symbol(_SYMBOL, ctypes.cast(_nothing, ctypes.c_void_p).value)
@@ -84,69 +76,30 @@ def decompressor() -> int:
 
 
 @compiled
-def inflate(handle: int, address: int, length: int, out: Any, wanted: int) -> bool:
-    """Decompress the first bytes of what is longer than that; for compiled code.
-
-    What is not decompressed is not looked at, and no checksum is compared.
+def inflate(handle: int, address: int, length: int, out: Any) -> bool:
+    """Decompress one gzip member that fills a buffer; for compiled code.
 
     Parameters
     ----------
     handle : uintp
         From `decompressor`.
     address : uintp
-        Of the compressed bytes, behind gzip's header.
+        Of the member.
     length : int
-        How many.
+        Its bytes.
     out : ndarray of uint8
-        The buffer, of at least ``wanted + SPARE`` bytes.
-    wanted : int
-        Bytes that must be in place.
+        The buffer, as long as the member's end says.
 
     Returns
     -------
     bool
-        Whether they are; False if they are damaged, or if there are no more than the buffer holds.
+        False if it is damaged, or not as long as it says.
     """
-    mark = out[wanted + _MARK_AT : wanted + _MARK_AT + _MARK_BYTES]
-    mark[:] = _MARK
     written = np.zeros(1, np.uintp)
-    size = np.uintp(wanted + SPARE)
     status = _decompress(
-        np.uintp(handle), np.uintp(address), np.uintp(length), out.ctypes.data, size, written.ctypes.data
+        np.uintp(handle), np.uintp(address), np.uintp(length), out.ctypes.data, np.uintp(out.size), written.ctypes.data
     )
-    if status != _INSUFFICIENT_SPACE:
-        return False
-    missing = 0
-    for each in mark:
-        missing += each == _MARK
-    return missing < _MARK_BYTES  # all of it: it stopped earlier, at a stored block
-
-
-@compiled
-def gzip_payload(address: int, length: int) -> int:
-    """Tell where deflate's bytes begin in a gzip member (RFC 1952); for compiled code.
-
-    Parameters
-    ----------
-    address : uintp
-        Of the member.
-    length : int
-        Its bytes.
-
-    Returns
-    -------
-    int
-        -1 if it is none, or has other fields in its header than a file name.
-    """
-    data = view(address, length)
-    if length < 20 or data[0] != 0x1F or data[1] != 0x8B or data[2] != 8 or data[3] & ~np.uint8(8):
-        return -1
-    at = 10
-    if data[3]:
-        while at < length - 8 and data[at]:
-            at += 1
-        at += 1
-    return at if at < length - 8 else -1
+    return status == 0 and written[0] == out.size  # type: ignore[no-any-return]
 
 
 @cache
@@ -156,18 +109,11 @@ def available() -> bool:
     Returns
     -------
     bool
-        False where libdeflate's functions cannot be found, or do not leave in a full buffer what belongs there.
+        False where libdeflate's functions cannot be found, or do not do what they should.
     """
     if _library is None:
         return False
-    random = np.random.default_rng(0)
-    data = bytes(np.repeat(random.integers(0, 40, 4000, np.uint8), random.integers(1, 9, 4000)))
-    packed = np.frombuffer(zlib.compress(data, 6, wbits=-15), np.uint8)
-    out = np.empty(len(data) + SPARE, np.uint8)
-    for wanted in (1, 259, 3000, len(data) - SPARE - 1):
-        out[:] = 0
-        if not inflate(decompressor(), packed.ctypes.data, packed.size, out, wanted):
-            return False
-        if bytes(out[:wanted]) != data[:wanted]:
-            return False
-    return not inflate(decompressor(), packed.ctypes.data, packed.size, out, len(data))
+    data = bytes(range(256)) * 20
+    packed = np.frombuffer(gzip.compress(data, mtime=0), np.uint8)
+    out = np.zeros(len(data), np.uint8)
+    return bool(inflate(decompressor(), packed.ctypes.data, packed.size, out)) and bytes(out) == data

@@ -13,15 +13,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import numpy as np
-
 from stream_vae.avro.binary import read_bytes, read_long, write_bytes, write_long
 from stream_vae.avro.codec import Codec, compress, decompress
-from stream_vae.avro.kernel import SYNC_BYTES, find_blocks
 from stream_vae.avro.limits import DEFAULT_LIMITS, Limits
 from stream_vae.avro.schema import LruCache, WriterSchema, append_field, to_json
 from stream_vae.errors import ConfigError, Reason, RejectedAlertError
-from stream_vae.native import address, addresses
 
 if TYPE_CHECKING:
     from stream_vae.avro.registry import SchemaSource
@@ -29,6 +25,7 @@ if TYPE_CHECKING:
 OCF_MAGIC = b"Obj\x01"
 CONFLUENT_MAGIC = b"\x00"
 _CONFLUENT_HEADER_BYTES = 5  # the magic and a big-endian id
+_SYNC_BYTES = 16
 _MAX_METADATA_ENTRIES = 1024
 _RECENT_HEADERS = 8  # a topic's partitions carry a handful of schemas at a time
 _ONE = write_long(1)
@@ -202,9 +199,17 @@ class FrameReader:
             frame = self.open(packet)
         except RejectedAlertError as error:
             return error
+        from stream_vae.native import address
+
         return frame._replace(address=address(frame.body))
 
     def _open_known(self, packets: Sequence[bytes]) -> list[Frame | None]:
+        # Here, as what only looks at packets need not wait for numba.
+        import numpy as np
+
+        from stream_vae.avro.kernel import find_blocks
+        from stream_vae.native import addresses
+
         known = [header for header in self._recent if header.codec is Codec.NULL]
         if not known:
             return [None] * len(packets)
@@ -224,7 +229,7 @@ class FrameReader:
                 continue
             header = known[number]
             at = len(header.prefix)
-            body, sync = memoryview(packet)[start:stop], packet[at : at + SYNC_BYTES]
+            body, sync = memoryview(packet)[start:stop], packet[at : at + _SYNC_BYTES]
             frames.append(Frame(header.writer, body, Framing.OCF, Codec.NULL, sync, None, header, base + start))
         return frames
 
@@ -238,8 +243,8 @@ class FrameReader:
             self._recent.remove(header)
             self._recent.insert(0, header)
         at = len(header.prefix)
-        sync = packet[at : at + SYNC_BYTES]
-        start, stop = _only_block(packet, at + SYNC_BYTES, sync)
+        sync = packet[at : at + _SYNC_BYTES]
+        start, stop = _only_block(packet, at + _SYNC_BYTES, sync)
         block = memoryview(packet)[start:stop]
         body = decompress(header.codec, block, self._limits.max_body_bytes)
         return Frame(header.writer, body, Framing.OCF, header.codec, sync, None, header)
@@ -506,17 +511,17 @@ def _only_block(packet: bytes, at: int, sync: bytes) -> tuple[int, int]:
         raise RejectedAlertError(f"an Avro block of {count} records, {size} bytes", reason=Reason.MALFORMED)
     if count != 1:
         raise RejectedAlertError(f"an Avro block of {count} records", reason=Reason.MULTIPLE_RECORDS)
-    if stop + SYNC_BYTES > len(packet):
+    if stop + _SYNC_BYTES > len(packet):
         raise RejectedAlertError(f"an Avro block of {size} bytes runs beyond the message", reason=Reason.TRUNCATED)
-    if packet[stop : stop + SYNC_BYTES] != sync:
+    if packet[stop : stop + _SYNC_BYTES] != sync:
         raise RejectedAlertError("an Avro block does not end with the sync marker", reason=Reason.FRAMING)
-    if stop + SYNC_BYTES < len(packet):
-        raise _more_behind(packet, stop + SYNC_BYTES, sync)
+    if stop + _SYNC_BYTES < len(packet):
+        raise _more_behind(packet, stop + _SYNC_BYTES, sync)
     return start, stop
 
 
 def _more_behind(packet: bytes, at: int, sync: bytes) -> RejectedAlertError:
     """Tell a second block from junk."""
-    if packet.endswith(sync) and len(packet) - at > SYNC_BYTES:
+    if packet.endswith(sync) and len(packet) - at > _SYNC_BYTES:
         return RejectedAlertError("an Avro file of several blocks", reason=Reason.MULTIPLE_RECORDS)
     return RejectedAlertError(f"{len(packet) - at} bytes behind the Avro block", reason=Reason.TRAILING_BYTES)

@@ -4,7 +4,6 @@ import gzip
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_vae import inflate
 from stream_vae.avro.binary import write_bytes
-from stream_vae.cutout import CutoutError, Hdu, decompress, read_fits
+from stream_vae.cutout import Hdu, decompress, read_fits
 from stream_vae.cutting import KnownHeaders, cut_each
 from stream_vae.native import address, addresses
 
@@ -74,7 +73,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     return bool((one.view(np.uint32) == other.view(np.uint32)).all())
 
 
-def test_libdeflate_is_found_and_stops_as_we_need_it():
+def test_libdeflate_is_found():
     assert inflate.available()
 
 
@@ -132,18 +131,12 @@ def test_headers_that_take_turns_are_told_apart():
         assert not it_is or same(stamp, careful(cutout))
 
 
-def test_stored_blocks_in_which_it_stops_early_are_left_to_the_careful_way():
+def test_stored_blocks_are_read_too():
     plain = fits(63)
     stored = gzip.compress(plain, 0, mtime=0)
-    mixed = zlib.compressobj(6, zlib.DEFLATED, 31)
-    parts = mixed.compress(plain[:4000]) + mixed.flush(zlib.Z_FULL_FLUSH)
-    rest = gzip.compress(plain[4000:], 0, mtime=0)[10:-8]
-    joined = parts + rest + zlib.crc32(plain).to_bytes(4, "little") + len(plain).to_bytes(4, "little")
-    assert gzip.decompress(joined) == plain
-    stamps, done = cut([stored, joined], known(plain))
-    for stamp, it_is in zip(stamps, done, strict=True):
-        assert not it_is or same(stamp, careful(stored))
-    assert not done[0]
+    stamps, done = cut([stored], known(plain))
+    assert done.all()
+    assert same(stamps[0], careful(stored))
 
 
 LEFT = {
@@ -154,6 +147,10 @@ LEFT = {
     "not square": (fits(63, width=48), {}),
     "cut off in the middle": (gzip.compress(fits(63), mtime=0)[:-4000], {}),
     "cut off at the end": (gzip.compress(fits(63), mtime=0)[:-3], {}),
+    "a checksum that does not fit": (
+        gzip.compress(fits(63), mtime=0)[:-8] + b"junk" + (20160).to_bytes(4, "little"),
+        {},
+    ),
     "two members": (gzip.compress(fits(63)[:9000], mtime=0) + gzip.compress(fits(63)[9000:], mtime=0), {}),
     "junk behind": (gzip.compress(fits(63), mtime=0) + b"junk", {}),
     "a plain file that ends early": (fits(63)[:9000], {}),
@@ -201,18 +198,13 @@ def test_a_cutout_over_the_cap_is_left():
 
 @settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, 12_000), junk=st.binary(min_size=1, max_size=40))
-def test_damage_is_left_or_changes_no_more_than_pixels(at, junk):
-    """Without the checksum a changed bit may change pixels; it can do no worse."""
+def test_damage_is_left(at, junk):
     plain = fits(63)
     packed = bytearray(gzip.compress(plain, mtime=0))
     packed[at : at + len(junk)] = junk
     stamps, done = cut([bytes(packed)], known(plain))
-    if not done[0]:
-        return
-    try:
+    if done[0]:  # what was changed was nothing, or gzip's time and the like
         assert same(stamps[0], careful(bytes(packed)))
-    except CutoutError:
-        assert stamps[0].shape == (SIZE, SIZE)
 
 
 def test_addresses_are_those_of_the_bytes():
