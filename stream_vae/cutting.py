@@ -106,13 +106,11 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
             continue
         address: Any = addresses[n] + np.uintp(at)
         data = view(address, length)
-        total, there = length, length
-        packed = data[0] == 0x1F and data[1] == 0x8B
-        if packed:
+        total = length
+        if data[0] == 0x1F and data[1] == 0x8B:
             total = np.int64(0)
             for i in range(4):
                 total |= np.int64(data[length - 4 + i]) << (8 * i)
-            there = total
             if handle == 0 or total > max_bytes or total > scratch.size:
                 continue
             if not inflate(handle, address, length, scratch[:total]):
@@ -120,7 +118,7 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
             data = scratch
         elif length > max_bytes:
             continue
-        if there < BLOCK:
+        if total < BLOCK:
             continue
         found = -1
         for k in range(len(texts)):

@@ -19,8 +19,6 @@ from stream_vae.native import compiled
 
 _SYMBOL = "stream_vae_libdeflate_gzip_decompress"
 _thread = local()
-
-
 _nothing = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_size_t] * 6)(lambda *_: 1)
 """Stands where libdeflate's function is not, for compiled code that names it: says that the bytes are damaged."""
 
