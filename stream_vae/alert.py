@@ -9,7 +9,7 @@ import numpy.typing as npt
 from stream_vae.errors import Reason
 
 if TYPE_CHECKING:
-    from stream_vae.avro.framing import Frame
+    from stream_vae.avro.framing import Frame, Pieces
     from stream_vae.layout import Layout
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -114,10 +114,21 @@ class Outgoing(NamedTuple):
     """A message to produce."""
 
     topic: str
-    value: bytes
+    pieces: "Pieces"
+    """Of the value, in order."""
     key: bytes | None
     headers: list[tuple[str, bytes | None]]
     timestamp_ms: int | None
+
+    @property
+    def value(self) -> bytes:
+        """Join the pieces: just before it is sent, so that the copy is still in the processor's cache when it is."""
+        return b"".join(self.pieces)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return sum(map(len, self.pieces))
 
 
 class Outcome(NamedTuple):

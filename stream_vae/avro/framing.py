@@ -29,6 +29,8 @@ _SYNC_BYTES = 16
 _MAX_METADATA_ENTRIES = 1024
 _RECENT_HEADERS = 8  # a topic's partitions carry a handful of schemas at a time
 _ONE = write_long(1)
+Pieces = tuple[bytes | memoryview, ...]
+"""A packet before it is joined."""
 
 
 class Framing(StrEnum):
@@ -396,7 +398,7 @@ class OutputSchema:
         return OCF_MAGIC + write_long(len(entries)) + pairs + b"\x00"
 
 
-def reframe(frame: Frame, appended: bytes, out: OutputSchema) -> bytes:
+def reframe(frame: Frame, appended: bytes, out: OutputSchema) -> Pieces:
     """Wrap a packet's record again, with the bytes of one more field behind it.
 
     Parameters
@@ -410,13 +412,13 @@ def reframe(frame: Frame, appended: bytes, out: OutputSchema) -> bytes:
 
     Returns
     -------
-    bytes
-        A packet of the same framing, codec, metadata and sync marker.
+    tuple of bytes or memoryview
+        Joined, a packet of the same framing, codec, metadata and sync marker.
     """
     return _wrap(frame, (frame.body, appended), out)
 
 
-def replace_body(frame: Frame, body: bytes, out: OutputSchema) -> bytes:
+def replace_body(frame: Frame, body: bytes, out: OutputSchema) -> Pieces:
     """Wrap another record the way a packet is wrapped.
 
     Parameters
@@ -430,24 +432,24 @@ def replace_body(frame: Frame, body: bytes, out: OutputSchema) -> bytes:
 
     Returns
     -------
-    bytes
-        A packet.
+    tuple of bytes or memoryview
+        Joined, a packet.
     """
     return _wrap(frame, (body,), out)
 
 
-def _wrap(frame: Frame, parts: tuple[bytes | memoryview, ...], out: OutputSchema) -> bytes:
+def _wrap(frame: Frame, parts: Pieces, out: OutputSchema) -> Pieces:
     if frame.header is not None:
         if frame.codec is not Codec.NULL:
             parts = (compress(frame.codec, b"".join(parts)),)
         size = write_long(sum(map(len, parts)))
         prefix = out.ocf_prefix(frame.header.metadata)
-        return b"".join((prefix, frame.sync, _ONE, size, *parts, frame.sync))
+        return (prefix, frame.sync, _ONE, size, *parts, frame.sync)
     if frame.framing is Framing.CONFLUENT:
         if out.schema_id is None:
             raise ConfigError("the output schema has no id.", remedy="Confluent packets need [registry] url.")
-        return b"".join((CONFLUENT_MAGIC, out.schema_id.to_bytes(4, "big"), *parts))
-    return b"".join(parts)
+        return (CONFLUENT_MAGIC, out.schema_id.to_bytes(4, "big"), *parts)
+    return parts
 
 
 def _tell_framing(packet: bytes) -> Framing:

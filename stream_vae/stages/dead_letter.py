@@ -42,5 +42,5 @@ def dead_letter(rejected: Rejected, topic: str) -> Outcome:
         *((name, value.encode("utf-8", "replace")) for name, value in about.items()),
     ]
     # The letter is as old as its refusal: with the alert's own time, retention would delete an old night's at once.
-    message = Outgoing(topic, packet.value, packet.key, headers, None)
+    message = Outgoing(topic, (packet.value,), packet.key, headers, None)
     return Outcome(packet, (message,), "dead_lettered")

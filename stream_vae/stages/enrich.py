@@ -285,12 +285,12 @@ class Enricher:
             headers = [*(pair for pair in packet.headers if not pair[0].startswith(_OWN_HEADERS)), *headers]
         messages: list[Outgoing] = []
         if self._topics.full:
-            value = reframe(alert.frame, _PRESENT + record, self.outputs.full(alert.frame, self._topics.full))
-            messages.append(Outgoing(self._topics.full, value, packet.key, headers, packet.timestamp_ms))
+            pieces = reframe(alert.frame, _PRESENT + record, self.outputs.full(alert.frame, self._topics.full))
+            messages.append(Outgoing(self._topics.full, pieces, packet.key, headers, packet.timestamp_ms))
         if self._topics.lite:
             body = self._lite_head(alert) + record
-            value = replace_body(alert.frame, body, self.outputs.lite(alert.frame, self._topics.lite))
-            messages.append(Outgoing(self._topics.lite, value, packet.key, headers, packet.timestamp_ms))
+            pieces = replace_body(alert.frame, body, self.outputs.lite(alert.frame, self._topics.lite))
+            messages.append(Outgoing(self._topics.lite, pieces, packet.key, headers, packet.timestamp_ms))
         return tuple(messages)
 
     def _lite_head(self, alert: Alert) -> bytes:

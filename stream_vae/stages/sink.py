@@ -224,12 +224,12 @@ class ProducingSink(ABC):
 
     def _enqueue(self, batch: SentBatch, index: int, message: Outgoing) -> None:
         batch.missing += 1
-        deadline = monotonic() + self._delivery.drain_timeout_s
+        value, deadline = message.value, monotonic() + self._delivery.drain_timeout_s
         while True:
             try:
                 self._producer.produce(
                     message.topic,
-                    message.value,
+                    value,
                     message.key,
                     on_delivery=partial(batch.delivered, index, message.topic),
                     timestamp=message.timestamp_ms or 0,
@@ -303,7 +303,7 @@ class ProducingSink(ABC):
             counters[fate].labels(metrics.survey, *where).inc(count)
         times = np.array([packet.timestamp_ms for packet in batch.packets if packet.timestamp_ms is not None])
         observe_each(latency, np.maximum(now - times / 1000, 0.0))
-        size = sum(len(message.value) for outcome in batch.outcomes for message in outcome.messages)
+        size = sum(message.size for outcome in batch.outcomes for message in outcome.messages)
         metrics.output_bytes.labels(metrics.survey).inc(size)
 
 

@@ -184,11 +184,11 @@ class ExactlyOnceSink(ProducingSink):
         for index, message in batch.messages():
             if batch.failures:
                 break
-            if len(message.value) > room:
+            if message.size > room:
                 self._wait(batch)
                 room = self._round_bytes
             self._produce(batch, index, message)
-            room -= len(message.value)
+            room -= message.size
         self._wait(batch)
 
     def _learn(self, batch: SentBatch) -> None:

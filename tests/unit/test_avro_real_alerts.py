@@ -123,7 +123,7 @@ def test_every_real_alert_is_spliced_to_the_bytes_of_a_full_encoding(packets, re
         if frame.header is None:
             assert bytes(frame.body) + APPENDED == encode(out.schema, {**alert, "stream_vae": ENRICHMENT})
             continue
-        spliced = reframe(frame, APPENDED, out)
+        spliced = b"".join(reframe(frame, APPENDED, out))
         again = FrameReader().open(spliced)
         full = io.BytesIO()
         fastavro.writer(full, out.schema, [{**alert, "stream_vae": ENRICHMENT}], sync_marker=frame.sync)
@@ -138,7 +138,7 @@ def test_every_spliced_real_alert_is_read_by_stock_readers_of_both_schemas(packe
         if frame.header is None:
             continue
         out = OutputSchema.appending(frame, FIELD)
-        spliced = reframe(frame, APPENDED, out)
+        spliced = b"".join(reframe(frame, APPENDED, out))
         (new,) = fastavro.reader(io.BytesIO(spliced))
         (old,) = fastavro.reader(io.BytesIO(spliced), frame.writer.parsed)
         assert new.pop("stream_vae") == ENRICHMENT

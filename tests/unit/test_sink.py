@@ -72,7 +72,7 @@ class Bench:
     def publish(self, first: int, last: int, topics: tuple[str, ...] = ("out",)) -> None:
         packets = [packet(b"value", offset) for offset in range(first, last)]
         outcomes = [
-            Outcome(each, tuple(Outgoing(topic, b"enriched", None, [], None) for topic in topics), "published")
+            Outcome(each, tuple(Outgoing(topic, (b"enriched",), None, [], None) for topic in topics), "published")
             for each in packets
         ]
         self.sink.publish(packets, outcomes)
