@@ -34,7 +34,6 @@ from topics import configure  # noqa: E402
 
 from deployment import Deployment, deploy  # noqa: E402
 from flow import running, until  # noqa: E402
-from lsst_layouts import write_lsst_schemas  # noqa: E402
 from servers import Kafka, MissingServiceError, real_kafka  # noqa: E402
 
 WARM_UP = 40_000
@@ -67,17 +66,15 @@ def main() -> None:
 
 def burst(kafka: Kafka, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run one burst."""
-    origin = corpus.prepare(options.survey, folder / "corpus")
-    packets = corpus.load(folder / "corpus")
-    mean = sum(map(len, packets)) / len(packets)
-    needed = options.alerts * mean * (1 if options.lite else 2)
+    made = corpus.prepare(options.survey, folder / "corpus")
+    needed = options.alerts * made.mean_packet_bytes * (1 if options.lite else 2)
     if shutil.disk_usage("/tmp").free < needed * 1.5:  # noqa: S108 - where the broker's folder is
         raise SystemExit(f"{needed / 1e9:.0f} GB are needed on disk.")
-    deployment = _deploy(kafka, folder, options)
+    deployment = _deploy(kafka, folder, made, options)
     output = deployment.lite if options.lite else deployment.output
     warm_up = options.warm_up // options.partitions * options.partitions
     with running(folder / "fleet.log", "run", "--settings", deployment.file, "--workers", options.workers) as fleet:
-        corpus.publish(kafka.bootstrap_servers, deployment.input, options.partitions, packets, warm_up)
+        corpus.publish(kafka.bootstrap_servers, deployment.input, options.partitions, made.packets, warm_up)
         group = Group(deployment.settings.kafka)
         until(lambda: group.lag() == 0, what="the warm-up is settled", timeout_s=START_TIMEOUT_S)
         time.sleep(2)  # what was put off until it is quiet
@@ -85,7 +82,7 @@ def burst(kafka: Kafka, folder: Path, options: argparse.Namespace) -> dict[str, 
             "bootstrap_servers": kafka.bootstrap_servers,
             "topic": deployment.input,
             "partitions": options.partitions,
-            "corpus": str(folder / "corpus"),
+            "corpus": str(made.folder),
             "alerts": options.alerts,
             "over_s": options.over,
         }
@@ -94,8 +91,8 @@ def burst(kafka: Kafka, folder: Path, options: argparse.Namespace) -> dict[str, 
     found = latency(sent, read_out(kafka, output, sent))
     result: dict[str, Any] = {
         "command": " ".join(["tests/bench/burst.py", *sys.argv[1:]]),
-        "packets": origin,
-        "mean_packet_bytes": mean,
+        "packets": made.origin,
+        "mean_packet_bytes": made.mean_packet_bytes,
         "rate": options.alerts / options.over,
         "generator": generator | {"kept_pace": generator["behind_s"]["p99"] < BEHIND_S},
         **found,
@@ -104,15 +101,10 @@ def burst(kafka: Kafka, folder: Path, options: argparse.Namespace) -> dict[str, 
     return result | {"limit": limit(result, spans["burst"])}
 
 
-def _deploy(kafka: Kafka, folder: Path, options: argparse.Namespace) -> Deployment:
+def _deploy(kafka: Kafka, folder: Path, made: corpus.Corpus, options: argparse.Namespace) -> Deployment:
     unused = "output_topic" if options.lite else "lite_topic"
-    sections: dict[str, Any] = {"kafka": {unused: None}}
-    if options.survey == "lsst_wire":
-        (folder / "schemas").mkdir()
-        write_lsst_schemas(folder / "schemas")
-        sections["registry"] = {"url": str(folder / "schemas")}
-    survey = options.survey.removesuffix("_wire")
-    deployment = deploy(kafka, folder, survey=survey, partitions=options.partitions, **sections)
+    sections: dict[str, Any] = {"kafka": {unused: None}} | made.sections
+    deployment = deploy(kafka, folder, survey=made.survey, partitions=options.partitions, **sections)
     networks.make_release(folder / "store", folder / "bench-release", 1)
     output = deployment.lite if options.lite else deployment.output
     configure(kafka, [deployment.input, output], {"retention.bytes": -1})
@@ -190,7 +182,7 @@ def _tell(result: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--survey", default="ztf", help="ztf (default), lsst, lsst_wire: a folder of the real alerts")
+    parser.add_argument("--survey", default="ztf", help="ztf (default), lsst, lsst_wire, ...")
     parser.add_argument("--alerts", type=int, default=40_000, help="of the burst (40000)")
     parser.add_argument("--over", type=float, default=37.0, help="seconds (37)")
     parser.add_argument("--workers", type=int, default=2, help="of the fleet (2)")

@@ -1,15 +1,19 @@
 """What the benchmark sends: real alerts where there are some, else simulated ones, and the topics they lie in.
 
 Packets are repeated in order until there are enough. Message `i` goes to partition `i % partitions`, so that every
-way of processing reads the same packets from the same places.
+way of processing reads the same packets from the same places. `ztf_wire` is `ztf` in Confluent's wire format, and so
+with every survey: the same records, and a folder of their schemas.
 """
 
 import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import wire
 from confluent_kafka import Producer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -19,6 +23,27 @@ SIMULATED = 300
 LONGEST_BACKLOG = 1000
 ROOM = 3
 """Disk must hold the input, one output and as much again."""
+SHAPES = {"ztf", "candidate"}
+"""Of packets that can be simulated."""
+WIRE = "_wire"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The distinct packets of a survey, and where they lie for other processes."""
+
+    survey: str
+    """Whose profile reads them."""
+    origin: str
+    """A word on where they come from."""
+    packets: Sequence[bytes]
+    folder: Path
+    sections: dict[str, dict[str, Any]]
+    """What the settings must say for them: the registry."""
+
+    @property
+    def mean_packet_bytes(self) -> float:
+        return sum(map(len, self.packets)) / len(self.packets)
 
 
 def data_folder() -> Path:
@@ -27,25 +52,33 @@ def data_folder() -> Path:
     return Path(given) if given else REPOSITORY.parent / "shared" / "data"
 
 
-def prepare(survey: str, folder: Path) -> str:
-    """Put the distinct packets of a survey into `folder`, numbered; give a word on where they come from."""
-    folder.mkdir(parents=True)
+def prepare(kind: str, work: Path) -> Corpus:
+    """Put the distinct packets of a survey, or of its wire format, into a folder within `work`."""
+    survey = kind.removesuffix(WIRE)
     packets, origin = _packets(survey)
+    folder, schemas = work / "packets", work / "schemas"
+    folder.mkdir(parents=True)
+    sections = {}
+    if kind.endswith(WIRE):
+        schemas.mkdir()
+        packets, origin = wire.from_files(packets, schemas), f"{origin} in wire format"
+        sections = {"registry": {"url": str(schemas)}}
     for number, packet in enumerate(packets):
         (folder / f"{number:05d}.avro").write_bytes(packet)
-    return origin
+    return Corpus(survey, origin, load(folder), folder, sections)
 
 
-def is_real(survey: str) -> bool:
-    """Whether the data folder has alerts of a survey."""
-    return any((data_folder() / survey).rglob("*.avro"))
+def can_be_had(kind: str) -> bool:
+    """Whether the data folder has alerts of a survey, or they can be simulated."""
+    survey = kind.removesuffix(WIRE)
+    return survey in SHAPES or any((data_folder() / survey).rglob("*.avro"))
 
 
 def _packets(survey: str) -> tuple[Iterator[bytes], str]:
     real = sorted((data_folder() / survey).rglob("*.avro"))
     if real:
         return (path.read_bytes() for path in real), f"{len(real)} real {survey} alerts"
-    if survey not in {"ztf", "candidate"}:
+    if survey not in SHAPES:
         raise SystemExit(f"No real alerts of {survey} in the data folder, and they cannot be simulated; use ztf.")
     from stream_vae.sky.packets import simulate_packets
 
@@ -54,7 +87,7 @@ def _packets(survey: str) -> tuple[Iterator[bytes], str]:
 
 
 def load(folder: Path) -> list[bytes]:
-    """Read what `prepare` wrote."""
+    """Read the packets that `prepare` wrote."""
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
 

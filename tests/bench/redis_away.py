@@ -142,10 +142,9 @@ def main() -> None:
         except MissingServiceError as error:
             raise SystemExit(str(error)) from error
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream-vae-redis-")))
-        origin = corpus.prepare(options.survey, folder / "corpus")
+        made = corpus.prepare(options.survey, folder / "corpus")
         topic = kafka.fresh_topic(1, stem="redis-away", retention_ms=-1, max_message_bytes=10_000_000)
-        packets = corpus.load(folder / "corpus")
-        corpus.publish(kafka.bootstrap_servers, topic, 1, packets, options.alerts)
+        corpus.publish(kafka.bootstrap_servers, topic, 1, made.packets, options.alerts)
         measure(kafka, topic, "none", folder / "warm", options)  # not counted: the broker compiles too
         for number in range(options.rounds):
             order = WAYS if number % 2 == 0 else WAYS[::-1]
@@ -165,7 +164,7 @@ def main() -> None:
             f"{each[-1]['entered']:,.0f}",
             f"{each[-1]['dropped']:,.0f}",
         )
-    print(f"{origin}, {options.alerts} a run, {options.rounds} rounds, {os.cpu_count()} cores")
+    print(f"{made.origin}, {options.alerts} a run, {options.rounds} rounds, {os.cpu_count()} cores")
     Console(width=120).print(table)
     if options.json is not None:
         options.json.write_text(json.dumps(rounds, indent=2) + "\n", "utf-8")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,10 @@ EXACTLY_ONCE = {"delivery": {"mode": "exactly_once"}}
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of input and release; issue by issue there are more of them."""
+    """One kind of input and release."""
 
     survey: str
+    """With `_wire` behind it: in Confluent's wire format."""
     cutouts: int
 
     @property
@@ -54,7 +55,7 @@ class Case:
         return f"{self.survey}, {self.cutouts} cutout{'s' * (self.cutouts > 1)}"
 
 
-EVERYTHING = [Case("ztf", 1), Case("ztf", 3), Case("lsst", 1)]
+EVERYTHING = [Case("ztf", 1), Case("ztf", 3), Case("ztf_wire", 1), Case("lsst", 1), Case("lsst_wire", 1)]
 """What is measured if nothing is asked for; LSST's alerts cannot be simulated."""
 
 
@@ -85,45 +86,43 @@ class Bench:
     def measure(self, case: Case, progress: Progress) -> dict[str, Any]:
         """Run every way once a round, in turn."""
         folder = self._work / case.name
-        origin = corpus.prepare(case.survey, folder / "corpus")
+        made = corpus.prepare(case.survey, folder / "corpus")
         networks.make_release(folder / "store", folder / "release", case.cutouts)
-        packets = corpus.load(folder / "corpus")
         numbers = dict.fromkeys(self._options.ways, self._options.alerts)
         if "usual" in numbers:
             numbers["usual"] = max(1, self._options.alerts // SHARE_OF_USUAL)
         task = progress.add_task(f"{case.name}: filling topics", total=self._options.repeats * len(numbers))
         topics = {count: self._topic("in", retention=-1) for count in set(numbers.values())}
         for count, topic in topics.items():
-            corpus.publish(self._kafka.bootstrap_servers, topic, self._options.partitions, packets, count)
+            corpus.publish(self._kafka.bootstrap_servers, topic, self._options.partitions, made.packets, count)
         rounds = []
         for number in range(self._options.repeats):
             done = {}
             for way, count in numbers.items():
                 progress.update(task, description=f"{case.name}: round {number + 1}, {way}")
-                done[way] = self._run(way, case, folder, topics[count], count)
+                done[way] = self._run(way, made, folder / "store", topics[count], count)
                 progress.advance(task)
             rounds.append(done)
         self._delete(list(topics.values()))
-        mean = sum(map(len, packets)) / len(packets)
-        about = {"survey": case.survey, "cutouts": case.cutouts, "packets": origin, "mean_packet_bytes": mean}
+        about = asdict(case) | {"packets": made.origin, "mean_packet_bytes": made.mean_packet_bytes}
         return {"case": about, "rounds": rounds, "summary": summary.summarise(rounds)}
 
-    def _run(self, way: str, case: Case, folder: Path, topic: str, alerts: int) -> dict[str, Any]:
+    def _run(self, way: str, made: corpus.Corpus, store: Path, topic: str, alerts: int) -> dict[str, Any]:
         self._runs += 1
         output, dead = self._topic("out"), self._topic("dead")
         job = Job(
             way=way,
-            survey=case.survey,
+            survey=made.survey,
             bootstrap_servers=self._kafka.bootstrap_servers,
             input_topic=topic,
             output_topic=output,
             dead_letter_topic=dead,
             group_id=f"bench-{self._runs}",
             alerts=alerts,
-            corpus=str(folder / "corpus"),
-            store=str(folder / "store"),
+            corpus=str(made.folder),
+            store=str(store),
             core=self._cores.client,
-            overrides=self._options.settings | (EXACTLY_ONCE if way == "exactly_once" else {}),
+            overrides=self._options.settings | made.sections | (EXACTLY_ONCE if way == "exactly_once" else {}),
         )
         path = self._work / f"job-{self._runs}.json"
         job.save(path)
@@ -211,13 +210,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alerts", type=int, default=6000, help="messages a run (6000)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--partitions", type=int, default=4, help="of each topic (4)")
-    parser.add_argument("--survey", action="append", help="ztf, lsst, pgir; may be repeated")
+    parser.add_argument("--survey", action="append", help="ztf, ztf_wire, lsst, lsst_wire, pgir; may be repeated")
     parser.add_argument(
         "--cutouts",
         type=int,
         action="append",
         choices=(1, 2, 3),
-        help="may be repeated (1); with no --survey and no --cutouts: ztf 1, ztf 3, lsst 1",
+        help="may be repeated (1); with no --survey and no --cutouts: ztf 1 and 3, ztf_wire 1, lsst 1, lsst_wire 1",
     )
     parser.add_argument(
         "--ways", default="stream_vae,usual,floor", help="which to run, in this order; exactly_once too"
@@ -247,7 +246,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     cases = [Case(survey, cutouts) for survey in options.survey or ["ztf"] for cutouts in options.cutouts or [1]]
     if not options.survey and not options.cutouts:
-        cases = EVERYTHING if corpus.is_real("lsst") else EVERYTHING[:2]
+        cases = [case for case in EVERYTHING if corpus.can_be_had(case.survey)]
     document = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["tests/bench/run.py", *sys.argv[1:]]),

@@ -81,14 +81,13 @@ def main() -> None:
         except MissingServiceError as error:
             raise SystemExit(str(error)) from error
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream-vae-scaling-")))
-        corpus.prepare(options.survey, folder / "corpus")
+        made = corpus.prepare(options.survey, folder / "corpus")
         topic = kafka.fresh_topic(PARTITIONS, stem="scaling", retention_bytes=-1)
-        packets = corpus.load(folder / "corpus")
-        corpus.publish(kafka.bootstrap_servers, topic, PARTITIONS, packets, options.alerts)
-        measure(kafka, topic, folder / "0", options, cores)  # not counted: the broker compiles too
+        corpus.publish(kafka.bootstrap_servers, topic, PARTITIONS, made.packets, options.alerts)
+        measure(kafka, topic, folder / "0", made, options.alerts, cores)  # not counted: the broker compiles too
         for number in range(options.rounds):
             runs = [
-                measure(kafka, topic, folder / f"{number + 1}-{workers}", options, cores[-workers:])
+                measure(kafka, topic, folder / f"{number + 1}-{workers}", made, options.alerts, cores[-workers:])
                 for workers in (1, 2)
             ]
             rounds.append((runs[0], runs[1]))
@@ -100,11 +99,11 @@ def main() -> None:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(kafka: Kafka, topic: str, folder: Path, options: argparse.Namespace, cores: Sequence[int]) -> Run:
+def measure(kafka: Kafka, topic: str, folder: Path, made: corpus.Corpus, alerts: int, cores: Sequence[int]) -> Run:
     """Let a fleet of one worker a core work off the topic, its workers on these cores."""
     folder.mkdir()
     section = {"input_topics": [topic], "lite_topic": None}
-    deployment = deploy(kafka, folder, survey=options.survey, partitions=PARTITIONS, kafka=section)
+    deployment = deploy(kafka, folder, survey=made.survey, partitions=PARTITIONS, kafka=section, **made.sections)
     networks.make_release(folder / "store", folder / "bench-release", 1)
     configure(kafka, [deployment.output], {"retention.bytes": 2**28})
     group = Group(deployment.settings.kafka)
@@ -114,19 +113,19 @@ def measure(kafka: Kafka, topic: str, folder: Path, options: argparse.Namespace,
         broker = child("java")
         household = Household(fleet.pid, {"broker": broker} if broker else {})
         deadline = time.monotonic() + RUN_TIMEOUT_S
-        while fleet.running and (not seen or seen[-1][0] < END * options.alerts):
+        while fleet.running and (not seen or seen[-1][0] < END * alerts):
             if time.monotonic() > deadline:
                 raise SystemExit(f"No end in {RUN_TIMEOUT_S} s: {fleet.text[-2000:]}")
             for worker in household.workers():
                 pin(worker, cores)
             moment, waiting = Moment.of(household, set(cores)), group.lag()
             if waiting is not None:
-                seen.append((options.alerts - waiting, moment))
+                seen.append((alerts - waiting, moment))
             time.sleep(INTERVAL_S)
         if fleet.wait(RUN_TIMEOUT_S):
             raise SystemExit(fleet.text[-2000:])
     kafka.delete_topics([deployment.output])
-    return _run(len(cores), seen, options.alerts)
+    return _run(len(cores), seen, alerts)
 
 
 def _run(workers: int, seen: Sequence[tuple[int, Moment]], alerts: int) -> Run:

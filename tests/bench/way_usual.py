@@ -1,52 +1,45 @@
 """The second way: how alerts are usually processed in Python, written with care.
 
 Decode with fastavro.reader, gunzip with gzip, read FITS with astropy, crop and scale with numpy, encode and score the
-batch with the same ONNX graphs, encode the whole record again with fastavro.writer. Kafka's options are stream_vae's
-own, messages carry the same headers, offsets are committed when the batch is acknowledged.
+batch with the same ONNX graphs, encode the whole record again with fastavro.writer; in Confluent's wire format with
+fastavro's schemaless_reader and schemaless_writer, and schemas parsed once an id. Kafka's options are stream_vae's own,
+messages carry the same headers, offsets are committed when the batch is acknowledged.
 """
 
 import gzip
 import io
-import json
 from pathlib import Path
 from time import perf_counter, time_ns
-from typing import Any, NamedTuple
+from typing import Any
 
 import astropy.io.fits
 import corpus
-import fastavro
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from job import Job, Meter
-from stream_vae import assembly, kafka, schemas
+from stream_vae import assembly, kafka
 from stream_vae.alert import Codes
-from stream_vae.avro.schema import append_field
+from stream_vae.avro.registry import SchemaSource
 from stream_vae.backends.onnx import open_session
 from stream_vae.model.release import Preprocessing, Release
 from stream_vae.stages.score import Scorer
 from stream_vae.surveys import Profile
-
-FIELD = {"name": "stream_vae", "type": ["null", schemas.load("enrichment", "1.0")], "default": None}
-
-
-class _Alert(NamedTuple):
-    record: dict[str, Any]
-    schema_text: str
+from usual_formats import Files, Wire
 
 
 class UsualWay:
-    """A batch of packets to a batch of enriched packets."""
+    """A batch of packets to a batch of enriched packets; a registry is for those in wire format."""
 
-    def __init__(self, release: Release, profile: Profile) -> None:
+    def __init__(self, release: Release, profile: Profile, registry: SchemaSource | None, output_topic: str) -> None:
         self._release = release
         self._wanted: Preprocessing = release.card.preprocessing
         self._paths = [profile.cutouts.paths(name)[0].split(".") for name in self._wanted.cutouts]
         self._session = open_session(release.folder / "encoder.onnx")
         self._scorer = Scorer(release)
-        self._schemas: dict[str, Any] = {}
+        self._format = Files() if registry is None else Wire(registry, f"{output_topic}-value")
 
     def process(self, packets: list[bytes]) -> list[bytes]:
-        alerts = [self._decode(packet) for packet in packets]
+        alerts = [self._format.read(packet) for packet in packets]
         size = self._wanted.stamp_size
         raw = np.stack(
             [
@@ -70,13 +63,8 @@ class UsualWay:
                 "quality": 0,
                 "scored_at": now_us,
             }
-            results.append(self._encode(alert))
+            results.append(alert.write(alert.record))
         return results
-
-    @staticmethod
-    def _decode(packet: bytes) -> _Alert:
-        reader = fastavro.reader(io.BytesIO(packet))
-        return _Alert(next(reader), reader.metadata["avro.schema"])
 
     @staticmethod
     def _image(record: dict[str, Any], path: list[str]) -> Any:
@@ -86,15 +74,6 @@ class UsualWay:
         data = gzip.decompress(value) if value[:2] == b"\x1f\x8b" else value
         with astropy.io.fits.open(io.BytesIO(data), memmap=False) as hdus:
             return next(hdu.data for hdu in hdus if hdu.data is not None)
-
-    def _encode(self, alert: _Alert) -> bytes:
-        schema = self._schemas.get(alert.schema_text)
-        if schema is None:
-            appended = append_field(json.loads(alert.schema_text), FIELD)
-            schema = self._schemas[alert.schema_text] = fastavro.parse_schema(appended)
-        out = io.BytesIO()
-        fastavro.writer(out, schema, [alert.record])
-        return out.getvalue()
 
 
 def crop(image: Any, size: int) -> Any:
@@ -145,7 +124,8 @@ def delivered(error: KafkaError | None, message: Message) -> None:
 def run(job: Job) -> dict[str, Any]:
     settings = job.settings()
     release = assembly.release_of(settings)
-    way = UsualWay(release, assembly.profile_of(settings))
+    registry = assembly.registry_of(settings.registry)
+    way = UsualWay(release, assembly.profile_of(settings), registry, job.output_topic)
     packets = corpus.load(Path(job.corpus))
     for start in range(0, len(packets), settings.batch.max_alerts):
         way.process(packets[start : start + settings.batch.max_alerts])
