@@ -1,9 +1,10 @@
 """Who uses what: processes by the part that they play, and what each holds and has used of the machine."""
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -99,6 +100,17 @@ def child(*names: str) -> int | None:
         if process.name() in names:
             return int(process.pid)
     return None
+
+
+@contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """Keep this thread on some cores; what it starts meanwhile inherits them and stays there."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @dataclass(frozen=True)
