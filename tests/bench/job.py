@@ -89,9 +89,10 @@ class Meter:
         }
 
 
-def peak_rss_bytes() -> int:
-    """Peak resident memory; ru_maxrss would count the parent's pages from before exec."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+def peak_rss_bytes(process: int | None = None) -> int:
+    """Peak resident memory of this process or another; ru_maxrss would count the parent's pages from before exec."""
+    status = Path("/proc") / str(process or "self") / "status"
+    for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmHWM in /proc/self/status")
+    raise RuntimeError(f"no VmHWM in {status}")

@@ -1,4 +1,4 @@
-"""When each alert of a burst was out: what readers find in the output topic, joined with what was sent.
+"""When each alert of a load was out: what readers find in the output topic, joined with what was sent.
 
 The output topic has `message.timestamp.type=LogAppendTime`, so a message's timestamp there is the moment at which the
 broker appended it, which with one replica is when consumers can have it. The input's Kafka timestamp, which the message
@@ -7,6 +7,7 @@ whole milliseconds. The time of scoring in the enrichment divides the way in two
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class Sent:
-    """The burst's place in the input: message `i` is in partition `i % partitions`, behind `first` others."""
+    """The load's place in the input: message `i` is in partition `i % partitions`, behind `first` others."""
 
     ms: Times
     """(n,) milliseconds since 1970."""
@@ -45,18 +46,24 @@ class Out:
     """Messages that came once more."""
 
 
-def read_out(kafka: Kafka, topic: str, sent: Sent) -> Out:
-    """Read all that the topic holds now."""
-    options = {
-        "bootstrap.servers": kafka.bootstrap_servers,
-        "group.id": kafka.topic("reader"),
-        "enable.auto.commit": False,
-        "enable.partition.eof": True,
-    }
+def ends(kafka: Kafka, topic: str) -> list[TopicPartition]:
+    """Where the next message of each partition will be."""
+    with contextlib.closing(_reader(kafka)) as consumer:
+        places = [
+            TopicPartition(topic, number) for number in consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        ]
+        return [
+            TopicPartition(topic, place.partition, consumer.get_watermark_offsets(place, timeout=30)[1])
+            for place in places
+        ]
+
+
+def read_out(kafka: Kafka, topic: str, sent: Sent, begin: Sequence[TopicPartition]) -> Out:
+    """Read what the topic holds now, from some places on."""
     scored, appended, again = np.full(len(sent.ms), -1), np.full(len(sent.ms), -1), 0
-    with contextlib.closing(Consumer(options)) as consumer:
-        pending = set(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in pending])
+    with contextlib.closing(_reader(kafka)) as consumer:
+        pending = {place.partition for place in begin}
+        consumer.assign(list(begin))
         while pending:
             for message in consumer.consume(500, timeout=10):
                 if message.error() is not None:
@@ -66,12 +73,23 @@ def read_out(kafka: Kafka, topic: str, sent: Sent) -> Out:
                     continue
                 number = sent.number(*_source(message))
                 if number < 0:
-                    continue  # of the warm-up
+                    continue  # of what was sent before
                 kind, at_ms = message.timestamp()
                 assert kind == TIMESTAMP_LOG_APPEND_TIME, "the topic keeps the time that it is told"
                 again += bool(appended[number] >= 0)
                 scored[number], appended[number] = _scored_at_us(message.value()) // 1000, at_ms
     return Out(scored, appended, again)
+
+
+def _reader(kafka: Kafka) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap_servers,
+            "group.id": kafka.topic("reader"),
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
 
 
 def _source(message: Any) -> tuple[int, int]:
@@ -87,10 +105,10 @@ def _scored_at_us(value: bytes) -> int:
 
 
 def latency(sent: Sent, out: Out) -> dict[str, Any]:
-    """Put the burst into numbers: seconds, and messages."""
+    """Put the load into numbers: seconds, and messages."""
     came = out.appended_ms >= 0
     if not came.any():
-        raise SystemExit("Nothing of the burst came out.")
+        raise SystemExit("Nothing of the load came out.")
     begin, end = sent.ms[0], sent.ms[-1]
     return {
         "missing": int((~came).sum()),

@@ -6,6 +6,8 @@ The parts, one after the other, each with a real Apache Kafka of its own:
 
     cost      CPU time, rate and memory of stream_vae, the usual way and the floor, by kind of input
     growth    the same of stream_vae and the floor, by batch size and number of partitions
+    latency   from Kafka to Kafka through a fleet of two, at 200 alerts a second and in a burst of 40,000
+    scaling   what two workers do against one
 
 README.md beside this file says what is measured and how to read it.
 """
@@ -26,8 +28,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import corpus  # noqa: E402 - needs the path above
+import burst  # noqa: E402 - needs the path above
+import corpus  # noqa: E402
 import cost  # noqa: E402
+import scaling  # noqa: E402
 import sizes  # noqa: E402
 from report import save, terminal  # noqa: E402
 from rich.console import Console, RenderableType  # noqa: E402
@@ -61,7 +65,22 @@ def _growth(options: argparse.Namespace, work: Path, console: Console) -> Any:
     return sizes.measure(work, sizes.Plan(settings=options.settings, **given), console)
 
 
-PARTS = {"cost": Part(_cost, cost.show), "growth": Part(_growth, sizes.show)}
+def _latency(options: argparse.Namespace, work: Path, _: Console) -> Any:
+    plan = burst.Plan(**_given(survey=_survey(options)))
+    return burst.measure(work, plan if options.alerts is None else plan.lessened(options.alerts))
+
+
+def _scaling(options: argparse.Namespace, work: Path, _: Console) -> Any:
+    given = _given(survey=_survey(options), alerts=options.alerts, rounds=options.repeats)
+    return scaling.measure(work, scaling.Plan(**given))
+
+
+PARTS = {
+    "cost": Part(_cost, cost.show),
+    "growth": Part(_growth, sizes.show),
+    "latency": Part(_latency, burst.show),
+    "scaling": Part(_scaling, scaling.show),
+}
 
 
 def _survey(options: argparse.Namespace) -> str | None:
@@ -109,8 +128,12 @@ def arguments() -> argparse.Namespace:
         metavar="PARTS",
         help=f"of {','.join(PARTS)} (all; cost alone if --survey, --cutouts or --ways is given)",
     )
-    parser.add_argument("--alerts", type=int, help="messages a run (cost: 6000, growth: 3000)")
-    parser.add_argument("--repeats", type=int, help="rounds (cost: 5, growth: 3)")
+    parser.add_argument(
+        "--alerts",
+        type=int,
+        help="messages a run (cost 6000, growth 3000, scaling 12000), in the burst and before it (40000)",
+    )
+    parser.add_argument("--repeats", type=int, help="rounds (cost 5, growth 3, scaling 3)")
     parser.add_argument("--partitions", type=int, default=4, help="of each topic, in cost (4)")
     parser.add_argument(
         "--survey",
@@ -163,7 +186,7 @@ def main() -> None:
             console.print(f"{name} cannot be measured: {error}", style="red")
             missing.append(name)
             continue
-        console.print(*PARTS[name].show(document[name]))
+        console.print(*PARTS[name].show(document[name]), sep="\n")
         save(document, path)
     if len(missing) < len(options.only):
         console.print(f"Written to {path}")

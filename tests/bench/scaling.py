@@ -1,6 +1,6 @@
 """Two workers of a fleet against one: work for each CPU second that they could have had.
 
-    .venv/bin/python tests/bench/scaling.py [--survey ztf] [--alerts 12000] [--rounds 5] [--json OUT]
+    .venv/bin/python tests/bench/scaling.py [--survey ztf] [--alerts 12000] [--rounds 3] [--json OUT]
 
 A real Kafka shares two cores with the fleet, so that wall-clock time cannot double. README.md beside this file says
 what is compared instead.
@@ -8,14 +8,14 @@ what is compared instead.
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -23,16 +23,17 @@ sys.path.insert(0, str(HERE.parent))
 import corpus  # noqa: E402 - needs the path above
 import networks  # noqa: E402
 import psutil  # noqa: E402
-from processes import Household, Moment, child  # noqa: E402
-from rich.console import Console  # noqa: E402
+from processes import Household, Moment, child, on_cores  # noqa: E402
+from report import save, terminal  # noqa: E402
+from rich.console import RenderableType  # noqa: E402
 from rich.table import Table  # noqa: E402
 from stream_vae.runtime.group import Group  # noqa: E402
 from summary import Spread  # noqa: E402
-from topics import configure  # noqa: E402
+from topics import configure, fleet_kafka  # noqa: E402
 
 from deployment import deploy  # noqa: E402
 from flow import running  # noqa: E402
-from servers import Kafka, MissingServiceError, real_kafka  # noqa: E402
+from servers import Kafka, MissingServiceError  # noqa: E402
 
 PARTITIONS = 4
 BEGIN, END = 0.2, 0.8
@@ -68,38 +69,53 @@ class Run:
         return self.alerts / self.available_s
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often."""
+
+    survey: str = "ztf"
+    alerts: int = 12_000
+    rounds: int = 3
+
+
 def main() -> None:
     options = _options()
+    try:
+        with tempfile.TemporaryDirectory(prefix="stream-vae-scaling-") as folder:
+            result = measure(Path(folder), Plan(options.survey, options.alerts, options.rounds))
+    except MissingServiceError as error:
+        raise SystemExit(str(error)) from error
+    terminal().print(*show(result), sep="\n")
+    if options.json:
+        save({"command": " ".join(["tests/bench/scaling.py", *sys.argv[1:]])} | result, options.json)
+
+
+def measure(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Let one worker and two take turns on the same backlog."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
-        raise SystemExit("Two workers need two cores.")
-    os.sched_setaffinity(0, cores)  # the broker and the fleets inherit it
-    rounds: list[tuple[Run, Run]] = []
-    with contextlib.ExitStack() as stack:
-        try:
-            kafka = stack.enter_context(real_kafka())
-        except MissingServiceError as error:
-            raise SystemExit(str(error)) from error
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream-vae-scaling-")))
-        made = corpus.prepare(options.survey, folder / "corpus")
+        raise MissingServiceError("two workers need two cores")
+    with on_cores(cores), fleet_kafka() as kafka:  # the broker and the fleets inherit them
+        made = corpus.prepare(plan.survey, folder / "corpus")
         topic = kafka.fresh_topic(PARTITIONS, stem="scaling", retention_bytes=-1)
-        corpus.publish(kafka.bootstrap_servers, topic, PARTITIONS, made.packets, options.alerts)
-        measure(kafka, topic, folder / "0", made, options.alerts, cores)  # not counted: the broker compiles too
-        for number in range(options.rounds):
-            runs = [
-                measure(kafka, topic, folder / f"{number + 1}-{workers}", made, options.alerts, cores[-workers:])
+        corpus.publish(kafka.bootstrap_servers, topic, PARTITIONS, made.packets, plan.alerts)
+        _work_off(kafka, topic, folder / "0", made, plan.alerts, cores)  # not counted: the broker compiles too
+        rounds = [
+            [
+                _work_off(kafka, topic, folder / f"{number + 1}-{workers}", made, plan.alerts, cores[-workers:])
                 for workers in (1, 2)
             ]
-            rounds.append((runs[0], runs[1]))
-    _tell(rounds)
-    if options.json:
-        command = " ".join(["tests/bench/scaling.py", *sys.argv[1:]])
-        document = {"command": command, "rounds": [[asdict(run) for run in pair] for pair in rounds]}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            for number in range(plan.rounds)
+        ]
+    found = ratios(rounds)
+    return {
+        "packets": made.origin,
+        "rounds": [[asdict(run) for run in runs] for runs in rounds],
+        "ratios": {name: [value.median, value.low, value.high] for name, value in found.items()},
+    }
 
 
-def measure(kafka: Kafka, topic: str, folder: Path, made: corpus.Corpus, alerts: int, cores: Sequence[int]) -> Run:
+def _work_off(kafka: Kafka, topic: str, folder: Path, made: corpus.Corpus, alerts: int, cores: Sequence[int]) -> Run:
     """Let a fleet of one worker a core work off the topic, its workers on these cores."""
     folder.mkdir()
     section = {"input_topics": [topic], "lite_topic": None}
@@ -144,7 +160,9 @@ def pin(process: psutil.Process, cores: Sequence[int]) -> None:
             os.sched_setaffinity(thread.id, cores)
 
 
-def _tell(rounds: Sequence[tuple[Run, Run]]) -> None:
+def show(result: dict[str, Any]) -> Iterator[RenderableType]:
+    """Show what was measured."""
+    rounds = [[Run(**run) for run in runs] for runs in result["rounds"]]
     table = Table("", "CPU us/alert", "alerts/s", "alerts / available CPU s", "idle of their cores", "broker us/alert")
     for name, runs in zip(("one worker", "two workers"), zip(*rounds, strict=True), strict=True):
         spreads = (
@@ -155,13 +173,12 @@ def _tell(rounds: Sequence[tuple[Run, Run]]) -> None:
             Spread.of([run.broker_cpu_s / run.alerts * 1e6 for run in runs]),
         )
         table.add_row(name, *(spread.show() for spread in spreads))
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(table)
+    yield table
     for name, values in ratios(rounds).items():
-        console.print(f"{name}: {values.show(2)} over {len(rounds)} rounds")
+        yield f"{name}: {values.show(2)} over {len(rounds)} rounds"
 
 
-def ratios(rounds: Sequence[tuple[Run, Run]]) -> dict[str, Spread]:
+def ratios(rounds: Sequence[Sequence[Run]]) -> dict[str, Spread]:
     """Two workers over one, each pair from the same round."""
     return {
         "work of two workers / of one, for what each could have had": Spread.of(
@@ -177,8 +194,8 @@ def ratios(rounds: Sequence[tuple[Run, Run]]) -> dict[str, Spread]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--survey", default="ztf", help="ztf (default), lsst, ...: a folder of the real alerts")
-    parser.add_argument("--alerts", type=int, default=12_000, help="a run (12000)")
-    parser.add_argument("--rounds", type=int, default=5, help="of one worker, then two (5)")
+    parser.add_argument("--alerts", type=int, default=Plan.alerts, help="a run (12000)")
+    parser.add_argument("--rounds", type=int, default=Plan.rounds, help="of one worker, then two (3)")
     parser.add_argument("--json", type=Path, help="where to write the runs")
     return parser.parse_args()
 

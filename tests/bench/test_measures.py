@@ -10,7 +10,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import burst
+import loads
 import scaling
+import sizes
 import soak
 from growth import Windows, grown
 from outcome import Out, Sent, _scored_at_us, latency
@@ -117,6 +119,23 @@ def test_what_a_burst_waited_for_is_named(p99, kept, busy, worker, words):
     result = {"latency_s": {"p99": p99}, "generator": {"kept_pace": kept}}
     span = Span(10, {"worker 1": worker, "broker": 8.0}, Cores(busy, 20 - busy, 0))
     assert words in burst.limit(result, span)
+
+
+def test_fewer_alerts_come_at_the_bursts_pace_and_the_steady_load_stays():
+    plan, less = loads.Plan(), loads.Plan().lessened(1001)
+    assert [load.alerts for load in less.loads] == [4000, 1001]
+    assert [load.alerts / load.over_s for load in less.loads] == pytest.approx(
+        [load.alerts / load.over_s for load in plan.loads]
+    )
+    assert less.even(less.warm_up) == 1000
+
+
+def test_a_size_is_set_beside_what_else_is_asked_for():
+    plan = sizes.Plan(settings={"batch": {"max_wait_s": 0.2}, "encoder": {"threads": 1}})
+    assert plan.settings_of(sizes.Size(max_alerts=16)) == {
+        "batch": {"max_wait_s": 0.2, "max_alerts": 16},
+        "encoder": {"threads": 1},
+    }
 
 
 def test_scaling_counts_what_lay_idle_as_available():

@@ -1,10 +1,21 @@
-"""What the benchmark's longer runs need of Kafka: topics' configuration."""
+"""What the benchmark's longer runs need of Kafka: one beside a fleet, and topics' configuration."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
 
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-from servers import Kafka
+from servers import Kafka, MissingServiceError, real_kafka
+
+
+@contextlib.contextmanager
+def fleet_kafka() -> Iterator[Kafka]:
+    """Start a real Kafka for a fleet of workers, where there can be one."""
+    if importlib.util.find_spec("ray") is None:
+        raise MissingServiceError("a fleet of workers needs Ray; install stream-vae[ray]")
+    with real_kafka() as kafka:
+        yield kafka
 
 
 def configure(kafka: Kafka, topics: Sequence[str], settings: Mapping[str, object]) -> None:
