@@ -50,7 +50,7 @@ test-unit: setup  ## Only what needs seconds and no server
 test-integration: setup  ## What needs a real Kafka or Redis (started by the tests)
 	$(ONE_THREAD) $(PYTEST) $(ALONGSIDE) tests/contract tests/integration tests/e2e
 
-bench: setup  ## Kafka to Kafka against the usual Python way and the floor, in one run
+bench: setup  ## Kafka to Kafka: cost against the usual way and the floor, growth, latency, scaling; 25 minutes
 	$(BIN)/python tests/bench/run.py
 
 gate: setup  ## Whether the alert path became dearer than its baseline; no server, 15 seconds
