@@ -38,7 +38,7 @@ class Plan:
 
     cases: Sequence[Case]
     ways: Sequence[str] = ("stream_vae", "usual", "floor")
-    alerts: int = 6000
+    alerts: int = 4000
     rounds: int = 5
     partitions: int = 4
     settings: Overrides = field(default_factory=dict)
