@@ -67,7 +67,7 @@ class Hdu:
         return self.height > 0
 
 
-known_headers: dict[bytes, Hdu] = {}
+_known_headers: dict[bytes, Hdu] = {}
 """Primary headers of one block, by their bytes: a survey writes the same few over and over."""
 _MAX_CACHED_HEADERS = 1024
 
@@ -206,16 +206,16 @@ def _pixels(data: Buffer, hdu: Hdu) -> Image:
 
 def _read_header(data: Buffer, start: int) -> Hdu:
     first = bytes(data[start : start + BLOCK])
-    if start == 0 and (cached := known_headers.get(first)) is not None:
+    if start == 0 and (cached := _known_headers.get(first)) is not None:
         return cached
     if not first.startswith((b"SIMPLE  =", b"XTENSION=")):
         raise CutoutError("not a FITS header")
     cards, end = _cards(data, start)
     hdu = _interpret(cards, end, is_table=first.startswith(b"XTENSION") and not _IMAGE_EXTENSION.match(first))
     if start == 0 and end == BLOCK and hdu.is_image:
-        if len(known_headers) >= _MAX_CACHED_HEADERS:
-            known_headers.clear()
-        known_headers[first] = hdu
+        if len(_known_headers) >= _MAX_CACHED_HEADERS:
+            _known_headers.clear()
+        _known_headers[first] = hdu
     return hdu
 
 

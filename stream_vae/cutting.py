@@ -1,7 +1,7 @@
 """The usual cutout, for a whole batch in one compiled call: `stream_vae.cutout` without its exceptions.
 
-Done here: a FITS image of big-endian floats, gzip'd or plain, whose header was seen before, with the stamp wholly
-inside of it. Whatever is not exactly so is left for
+Done here: a FITS primary image of big-endian floats in two axes, gzip'd or plain, neither scaled nor with blanks, with
+the stamp wholly inside of it. Whatever is not exactly so, or not written exactly as expected, is left for
 `stream_vae.cutout`, which knows what to say about it.
 """
 
@@ -10,38 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stream_vae.cutout import BLOCK, Hdu
 from stream_vae.inflate import inflate
 from stream_vae.native import Addresses, compiled, view
 
-MOST_HEADERS = 8
-"""That are compared with; a survey writes a few, or another one for each alert, and then none helps."""
 SCRATCH_BYTES = 2**19
 """Four times the largest cutout of the surveys that we know, 93 x 93 pixels of three images."""
 Spans = npt.NDArray[np.int64]
 
-
-class KnownHeaders:
-    """FITS headers as compiled code compares them.
-
-    Parameters
-    ----------
-    headers : dict
-        What each of the last headers says, by its bytes.
-    """
-
-    def __init__(self, headers: dict[bytes, Hdu]) -> None:
-        usable = [
-            (text, hdu)
-            for text, hdu in list(headers.items())
-            if hdu.dtype == np.dtype(">f4")
-            and (hdu.scale, hdu.zero, hdu.blank) == (1.0, 0.0, None)
-            and hdu.end <= SCRATCH_BYTES  # a damaged header may say any number
-        ][-MOST_HEADERS:]
-        self.seen = len(headers)
-        self.texts = np.frombuffer(b"".join(text for text, _ in usable), np.uint8).reshape(-1, BLOCK)
-        shapes = [(hdu.offset, hdu.end, hdu.height, hdu.width) for _, hdu in usable]
-        self.shapes = np.array(shapes, np.int64).reshape(-1, 4)
+_CARD = 80
+_BLOCK = 2880
+_MAX_BLOCKS = 8
+"""Of a usual header."""
+_MAX_DIGITS = 6
+_UNUSUAL = -1
 
 
 @compiled
@@ -51,8 +32,6 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
     rows: Any,
     addresses: Addresses,
     spans: Spans,
-    texts: Any,
-    shapes: Any,
     nominal: int,
     max_bytes: int,
     handle: int,
@@ -72,10 +51,6 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
         Where each record lies.
     spans : ndarray of int64, shape (n, 2)
         Of the cutout in it, with its length in front.
-    texts : ndarray of uint8, shape (k, 2880)
-        Known headers.
-    shapes : ndarray of int64, shape (k, 4)
-        Their data's first byte, the byte behind data and padding, height and width.
     nominal : int
         Smallest side of a cutout that has the candidate in its middle; 0 if all have.
     max_bytes : int
@@ -92,9 +67,8 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
     """
     size = out.shape[1]
     done = np.zeros(len(rows), np.bool_)
-    likely = 0
     for n in range(len(rows)):
-        if spans[n, 0] < 0 or len(texts) == 0:
+        if spans[n, 0] < 0:
             continue
         record = view(addresses[n], spans[n, 1])
         at = spans[n, 0]
@@ -118,19 +92,9 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
             data = scratch
         elif length > max_bytes:
             continue
-        if total < BLOCK:
-            continue
-        found = -1
-        for k in range(len(texts)):
-            which = (likely + k) % len(texts)
-            if _same(data, texts[which]):
-                found = which
-                break
-        if found < 0:
-            continue
-        likely = found
-        begin, end, height, width = shapes[found]
-        if end > total:
+        begin, height, width = _read_header(data, total)
+        end = begin + -(-height * width * 4 // _BLOCK) * _BLOCK
+        if begin < 0 or end > total:
             continue
         top, left = height // 2 - size // 2, width // 2 - size // 2
         if height != width or height < nominal or top < 0 or top + size > height:
@@ -151,18 +115,79 @@ def cut_each(  # noqa: C901, PLR0912 - one cutout after another, compiled
 
 def warm_up() -> None:
     """Compile `cut_each`, or load it from numba's cache, before the first alert comes."""
-    nothing = KnownHeaders({})
     out, rows, where = np.zeros((0, 1, 1, 1), np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uintp)
     spans, scratch = np.zeros((0, 2), np.int64), np.zeros(0, np.uint8)
-    cut_each(out, 0, rows, where, spans, nothing.texts, nothing.shapes, 0, 0, 0, scratch)
+    cut_each(out, 0, rows, where, spans, 0, 0, 0, scratch)
 
 
 @compiled
-def _same(data: Any, text: Any) -> bool:
-    for block in range(0, text.size, 32):
-        differing = np.uint8(0)
-        for i in range(32):
-            differing |= data[np.uintp(block + i)] ^ text[np.uintp(block + i)]
-        if differing:
+def _read_header(data: Any, size: int) -> tuple[int, int, int]:  # noqa: C901, PLR0911, PLR0912 - one pass over the cards
+    """Read the usual header; gives where its data begin, their height and width, or a negative number first.
+
+    `stream_vae.cutout` reads the same numbers from whatever is taken here.
+    """
+    if size < _BLOCK or not _is(data, 0, b"SIMPLE  ="):
+        return _UNUSUAL, 0, 0
+    bits, axes, width, height = 0, 0, 0, 0
+    for at in range(_CARD, min(size, _MAX_BLOCKS * _BLOCK) - _CARD + 1, _CARD):
+        first = data[np.uintp(at)]
+        if first == ord("E") and _is(data, at, b"END"):
+            if not _is(data, at, b"END     ") or bits != -32 or axes != 2:
+                return _UNUSUAL, 0, 0
+            return (at // _BLOCK + 1) * _BLOCK if width > 0 and height > 0 else _UNUSUAL, height, width
+        if first == ord("B"):
+            if _is(data, at, b"BITPIX"):
+                if bits or not _is(data, at, b"BITPIX  ="):
+                    return _UNUSUAL, 0, 0
+                bits = _number(data, at)
+            elif _is(data, at, b"BSCALE") or _is(data, at, b"BZERO") or _is(data, at, b"BLANK"):
+                return _UNUSUAL, 0, 0
+        elif first == ord("N"):
+            if _is(data, at, b"NAXIS   ="):
+                if axes:
+                    return _UNUSUAL, 0, 0
+                axes = _number(data, at)
+            elif _is(data, at, b"NAXIS1  ="):
+                if width:
+                    return _UNUSUAL, 0, 0
+                width = _number(data, at)
+            elif _is(data, at, b"NAXIS2  ="):
+                if height:
+                    return _UNUSUAL, 0, 0
+                height = _number(data, at)
+            elif _is(data, at, b"NAXIS"):
+                return _UNUSUAL, 0, 0
+        elif _is(data, at, b"PCOUNT") or _is(data, at, b"GCOUNT"):
+            return _UNUSUAL, 0, 0
+    return _UNUSUAL, 0, 0
+
+
+@compiled
+def _is(data: Any, at: int, text: bytes) -> bool:
+    for i in range(len(text)):  # noqa: SIM110 - numba has no all()
+        if data[np.uintp(at + i)] != text[i]:
             return False
     return True
+
+
+@compiled
+def _number(data: Any, at: int) -> int:
+    """Read a card's integer; 0 if it is none that is plain to read."""
+    end = at + _CARD
+    at += 9
+    while at < end and data[np.uintp(at)] == ord(" "):
+        at += 1
+    sign: Any = 1
+    if at < end and data[np.uintp(at)] == ord("-"):
+        sign = -1
+        at += 1
+    number: Any = 0
+    digits = 0
+    while at < end and ord("0") <= data[np.uintp(at)] <= ord("9"):
+        number = number * 10 + np.int64(data[np.uintp(at)]) - ord("0")
+        digits += 1
+        at += 1
+    while at < end and data[np.uintp(at)] == ord(" "):
+        at += 1
+    plain = 0 < digits <= _MAX_DIGITS and (at == end or data[np.uintp(at)] == ord("/"))
+    return sign * number if plain else 0  # type: ignore[no-any-return]

@@ -18,12 +18,11 @@ from stream_vae.cutout import (
     centre_of,
     crop_into,
     decompress,
-    known_headers,
     read_fits,
     read_float32,
     read_variance,
 )
-from stream_vae.cutting import SCRATCH_BYTES, KnownHeaders, cut_each
+from stream_vae.cutting import SCRATCH_BYTES, cut_each
 from stream_vae.model.release import Preprocessing
 from stream_vae.quality import UNSCOREABLE, Quality
 from stream_vae.surveys import Cutouts
@@ -75,7 +74,6 @@ class Stamper:
         self.preprocessing = preprocessing
         self._cutouts = cutouts
         self._max_bytes = max_cutout_bytes
-        self._known = KnownHeaders({})
         self._inflates = inflate.available()
 
     def cut(self, alerts: Sequence[Alert]) -> Stamps:
@@ -125,8 +123,6 @@ class Stamper:
         """Cut what needs no thought in one call a writer schema; give the rows that are left."""
         if self._cutouts.encoding == "float32":
             return range(len(alerts))
-        if self._known.seen != len(known_headers):
-            self._known = KnownHeaders(known_headers)
         rows_of: dict[Layout, list[int]] = {}
         for row, alert in enumerate(alerts):
             rows_of.setdefault(alert.layout, []).append(row)
@@ -145,8 +141,6 @@ class Stamper:
                 np.array(rows, np.int64),
                 where,
                 spans,
-                self._known.texts,
-                self._known.shapes,
                 self._cutouts.nominal_size or 0,
                 self._max_bytes,
                 inflate.decompressor() if self._inflates else 0,
