@@ -190,4 +190,4 @@ def _number(data: Any, at: int) -> int:
     while at < end and data[np.uintp(at)] == ord(" "):
         at += 1
     plain = 0 < digits <= _MAX_DIGITS and (at == end or data[np.uintp(at)] == ord("/"))
-    return sign * number if plain else 0  # type: ignore[no-any-return]
+    return sign * number if plain else 0

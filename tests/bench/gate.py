@@ -104,6 +104,8 @@ class Case:
         outcomes = enriched([self._packets[row] for row in rows], self._stages, self._metrics)
         if any(outcome.fate != "published" for outcome in outcomes):
             raise SystemExit("An alert was not published, so its cost means nothing.")
+        for outcome in outcomes:
+            _ = outcome.messages[0].value  # joined as it is when it is sent
 
     def _calls(self, rows: Sequence[int]) -> None:
         for row in rows:
