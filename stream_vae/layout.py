@@ -108,11 +108,13 @@ class Layout:
         at = self._index.get(name)
         return None if at is None or spans[at, 0] < 0 else self.plan.value(body, spans, at)
 
-    def integer_ids(self, addresses: Addresses, spans: Spans) -> list[int | None] | None:
-        """Decode the ids of a batch in one call, where they are integers.
+    def integers(self, name: str, addresses: Addresses, spans: Spans) -> list[int | None] | None:
+        """Decode one integer of each alert of a batch in one call.
 
         Parameters
         ----------
+        name : str
+            A profile's field.
         addresses : ndarray of uintp, shape (n,)
             Where each record lies.
         spans : ndarray of int64, shape (n, paths, 2)
@@ -121,10 +123,10 @@ class Layout:
         Returns
         -------
         list of int or None, or None
-            None for an alert whose id is null; nothing at all where this schema's ids are no integers.
+            None for an alert where it is null; nothing at all where this schema's values are no integers.
         """
-        at = self._index["alert_id"]
-        return self.plan.integers(addresses, spans, at) if self.plan.is_integer(at) else None
+        at = self._index.get(name)
+        return self.plan.integers(addresses, spans, at) if at is not None and self.plan.is_integer(at) else None
 
     def span_index(self, name: str) -> int | None:
         """Tell which of the spans is that of a name.

@@ -21,6 +21,7 @@ from stream_vae.errors import ConfigError, Reason, RejectedAlertError
 
 if TYPE_CHECKING:
     from stream_vae.avro.registry import SchemaSource
+    from stream_vae.native import Addresses
 
 OCF_MAGIC = b"Obj\x01"
 CONFLUENT_MAGIC = b"\x00"
@@ -193,20 +194,27 @@ class FrameReader:
         RetriableError
             If the registry cannot be reached.
         """
-        opened = self._open_known(packets) if self._framing in (None, Framing.OCF) else [None] * len(packets)
-        return [frame or self._open_one(packet) for frame, packet in zip(opened, packets, strict=True)]
+        # Here, as what only looks at packets need not wait for numba.
+        from stream_vae.native import addresses
 
-    def _open_one(self, packet: bytes) -> "Frame | RejectedAlertError":
+        where = addresses(packets)
+        none: list[Frame | None] = [None] * len(packets)
+        opened = self._open_known(packets, where) if self._framing in (None, Framing.OCF) else none
+        rows = zip(opened, packets, where.tolist(), strict=True)
+        return [frame or self._open_one(packet, place) for frame, packet, place in rows]
+
+    def _open_one(self, packet: bytes, place: int) -> "Frame | RejectedAlertError":
         try:
             frame = self.open(packet)
         except RejectedAlertError as error:
             return error
+        if frame.framing is Framing.CONFLUENT:
+            return frame._replace(address=place + _CONFLUENT_HEADER_BYTES)
         from stream_vae.native import address
 
         return frame._replace(address=address(frame.body))
 
-    def _open_known(self, packets: Sequence[bytes]) -> list[Frame | None]:
-        # Here, as what only looks at packets need not wait for numba.
+    def _open_known(self, packets: Sequence[bytes], where: "Addresses") -> list[Frame | None]:
         import numpy as np
 
         from stream_vae.avro.kernel import find_blocks
@@ -215,7 +223,6 @@ class FrameReader:
         known = [header for header in self._recent if header.codec is Codec.NULL]
         if not known:
             return [None] * len(packets)
-        where = addresses(packets)
         sizes = np.fromiter(map(len, packets), np.int64, len(packets))
         prefixes = [header.prefix for header in known]
         which, blocks = np.empty(len(packets), np.int64), np.empty((len(packets), 2), np.int64)

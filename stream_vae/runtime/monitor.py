@@ -14,7 +14,7 @@ from time import monotonic
 import numpy as np
 import numpy.typing as npt
 
-from stream_vae.alert import Alert, Codes, FloatArray, Scores
+from stream_vae.alert import Alert, Codes, FloatArray, Scores, field_of_each
 from stream_vae.drift import ALL, FIGURES, LEAST_REFERENCE, DriftReference, Figure, Limits, Tally, drift, summed_square
 from stream_vae.errors import StreamVaeError
 from stream_vae.metrics import Metrics
@@ -101,8 +101,7 @@ class Gauge:
         list of str or None
             One an alert; None where it does not say.
         """
-        band = self._profile.band
-        return [band(alert.field("band")) for alert in alerts]
+        return [*map(self._profile.band, field_of_each(alerts, "band"))]
 
     def count(self, bands: Sequence[str | None], stamps: Stamps, codes: Codes, scores: Scores) -> None:
         """Count a batch whose bands are known.

@@ -104,7 +104,7 @@ class Decoder:
         spans, ends = layout.plan.walk_each(where, sizes)
         whole = ends == sizes
         spans[~whole] = -1  # where a walk broke off, nothing is where it says
-        integers = layout.integer_ids(where, spans)
+        integers = layout.integers("alert_id", where, spans)
         alerts: list[Alert | RejectedAlertError] = []
         for row, (packet, frame) in enumerate(zip(packets, frames, strict=True)):
             if not whole[row]:

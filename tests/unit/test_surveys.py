@@ -6,7 +6,7 @@ from typing import Any
 import fastavro
 import pytest
 from stream_vae import surveys
-from stream_vae.alert import Packet
+from stream_vae.alert import Packet, field_of_each
 from stream_vae.avro.framing import FrameReader
 from stream_vae.avro.limits import DEFAULT_LIMITS
 from stream_vae.errors import ConfigError, Reason
@@ -169,6 +169,29 @@ def test_null_is_null_and_a_null_id_is_rejected() -> None:
     assert alert.field("x_pixel") is None
     assert alert.cutout("difference") is None
     assert (rejected.reason, rejected.packet.offset, rejected.stage) == (Reason.MISSING_ID, 1, "decode")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("int", [1, 2, -3]),
+        (["null", "long"], [1, None, 2**40]),
+        ("string", ["g", "", "r"]),
+        (["null", "string"], [None, "g", "z"]),
+    ],
+)
+def test_a_field_of_each_alert_of_a_batch_is_what_each_alert_says_alone(kind: Any, values: list[Any]) -> None:
+    profile = surveys.load("mine", MINE | {"fields": {"alert_id": "id", "band": "filter", "object_id": "name"}})
+    writer = schema(id="long", filter=kind, pixels="bytes")
+    records = [{"id": n, "filter": value, "pixels": b"1234"} for n, value in enumerate(values)]
+    alerts = decoded([avro_file(record, writer) for record in records], profile)
+    assert field_of_each(alerts, "band") == [alert.field("band") for alert in alerts] == values
+    assert field_of_each(alerts, "object_id") == [None] * len(values)
+
+    other = schema(pixels="bytes", filter="string", id="long")
+    mixed = [*alerts, *decoded([avro_file({"id": 9, "filter": "y", "pixels": b"1234"}, other)], profile)]
+    assert field_of_each(mixed, "band") == [*values, "y"]
+    assert field_of_each([], "band") == []
 
 
 def test_the_layouts_of_old_schemas_are_forgotten() -> None:
