@@ -1,8 +1,8 @@
 """One thread, two threads and two processes: the rate of all, and what an alert costs in CPU time and waiting.
 
-Each worker has stages of its own and goes over the same real ZTF alerts in batches of 128. Linux says how long a thread
-was ready without a core (schedstat): with that taken off, the rate is the one of workers that have a core each, whatever
-else runs here. What is neither CPU time nor that is waiting for the interpreter's lock.
+Each worker has stages of its own and goes over the same real ZTF alerts in batches of 128. Linux says how long a
+thread was ready without a core (schedstat): with that taken off, the rate is the one of workers that have a core each,
+whatever else runs here. What is neither CPU time nor that is waiting for the interpreter's lock.
 """
 
 import multiprocessing
