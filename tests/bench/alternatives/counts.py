@@ -1,7 +1,7 @@
 """Could the gate count instructions instead of time? What this machine lets a process count, and what callgrind says.
 
 Hardware counters are asked for through perf_event_open and perf. Under callgrind a process runs both halves of the
-gate's round (gate.py) on the same simulated alerts several times over, and a second process does so again: five
+gate's round (gate.py) on the same simulated alerts several times over, and a second process does so again: seven
 minutes. It needs valgrind with its headers and a C compiler.
 """
 
@@ -115,7 +115,7 @@ def _count(folder: Path, *, marked: bool) -> None:
     packets = [path.read_bytes() for path in sorted((folder / "packets").iterdir())]
     with tempfile.TemporaryDirectory(dir=folder) as work:
         case = gate.Case(1, packets, Path(work))
-    settle_memory()  # else one turn pays for a walk over all objects
+    settle_memory()  # as the gate does
     rows = list(range(gate.BATCH))  # the same each time: what differs then is not the work
     for turn in range(-BATCHES_BEFORE, ROUNDS):
         for name, half in (("path", case._path), ("calls", case._calls)):
