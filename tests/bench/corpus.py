@@ -52,6 +52,11 @@ def data_folder() -> Path:
     return Path(given) if given else REPOSITORY.parent / "shared" / "data"
 
 
+def real_alerts(survey: str) -> list[Path]:
+    """The data folder's alerts of a survey, in order."""
+    return sorted((data_folder() / survey).rglob("*.avro"))
+
+
 def prepare(kind: str, work: Path) -> Corpus:
     """Put the distinct packets of a survey, or of its wire format, into a folder within `work`."""
     survey = kind.removesuffix(WIRE)
@@ -71,11 +76,11 @@ def prepare(kind: str, work: Path) -> Corpus:
 def can_be_had(kind: str) -> bool:
     """Whether the data folder has alerts of a survey, or they can be simulated."""
     survey = kind.removesuffix(WIRE)
-    return survey in SHAPES or any((data_folder() / survey).rglob("*.avro"))
+    return survey in SHAPES or bool(real_alerts(survey))
 
 
 def _packets(survey: str) -> tuple[Iterator[bytes], str]:
-    real = sorted((data_folder() / survey).rglob("*.avro"))
+    real = real_alerts(survey)
     if real:
         return (path.read_bytes() for path in real), f"{len(real)} real {survey} alerts"
     if survey not in SHAPES:

@@ -32,8 +32,9 @@ from stream_vae.backends.onnx import open_session  # noqa: E402
 from stream_vae.metrics import Metrics  # noqa: E402
 from stream_vae.pipeline import enriched  # noqa: E402
 from stream_vae.runtime.process import settle_memory  # noqa: E402
-from stream_vae.settings import Settings  # noqa: E402
 from stream_vae.sky.packets import simulate_packets  # noqa: E402
+
+from stage_parts import complete_settings  # noqa: E402
 
 BASELINE = HERE / "baseline.json"
 ALLOWED = 0.15
@@ -61,12 +62,7 @@ class Case:
 
     def __init__(self, cutouts: int, packets: Sequence[bytes], folder: Path) -> None:
         networks.make_release(folder / "store", folder / "release", cutouts)
-        kafka = {"bootstrap_servers": "nowhere:1", "input_topics": ["in"], "output_topic": "out", "group_id": "gate"}
-        settings = Settings(
-            survey="ztf",
-            kafka=kafka | {"dead_letter_topic": "dead"},  # type: ignore[arg-type]
-            release={"store": str(folder / "store")},  # type: ignore[arg-type]
-        )
+        settings = complete_settings("ztf", release={"store": str(folder / "store")})
         release = assembly.release_of(settings)
         self._stages = assembly.stages_of(settings, release, assembly.registry_of(settings.registry))
         self._metrics = Metrics("ztf")

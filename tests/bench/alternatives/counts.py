@@ -21,8 +21,7 @@ from typing import Any
 import gate
 from stream_vae.runtime.process import settle_memory
 from stream_vae.sky.packets import simulate_packets
-
-from alternatives.rounds import Spread
+from summary import Spread
 
 PERF_EVENT_OPEN = 298
 """The system call's number on x86-64."""

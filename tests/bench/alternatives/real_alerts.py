@@ -4,13 +4,13 @@ import tempfile
 from pathlib import Path
 
 import networks
-from corpus import data_folder
+from corpus import real_alerts
 from stream_vae import assembly
 from stream_vae.alert import Packet
 from stream_vae.pipeline import Stages
-from stream_vae.settings import Settings
 
 from alternatives.rounds import Skipped
+from stage_parts import complete_settings
 
 
 def stages_for(survey: str, cutouts: int = 1) -> Stages:
@@ -18,18 +18,13 @@ def stages_for(survey: str, cutouts: int = 1) -> Stages:
     with tempfile.TemporaryDirectory(prefix="stream-vae-alternatives-") as folder:
         store = Path(folder) / "store"
         networks.make_release(store, Path(folder) / "release", cutouts)
-        kafka = {"bootstrap_servers": "nowhere:1", "input_topics": ["in"], "output_topic": "out", "group_id": "bench"}
-        settings = Settings(
-            survey=survey,
-            kafka=kafka | {"dead_letter_topic": "dead"},  # type: ignore[arg-type]
-            release={"store": str(store)},  # type: ignore[arg-type]
-        )
+        settings = complete_settings(survey, release={"store": str(store)})
         return assembly.stages_of(settings, assembly.release_of(settings), assembly.registry_of(settings.registry))
 
 
 def packets_of(survey: str) -> list[Packet]:
     """All real packets of a survey."""
-    paths = sorted((data_folder() / survey).rglob("*.avro"))
+    paths = real_alerts(survey)
     if not paths:
         raise Skipped(f"no real {survey} alerts: set ALERTS_DIR")
     return [

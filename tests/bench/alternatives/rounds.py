@@ -1,33 +1,17 @@
 """Ways of doing one thing, measured in turn: times as ratios to the first way's in the same round."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
+from dataclasses import asdict
 from time import thread_time
 from typing import Any
+
+from summary import Spread
 
 Work = Callable[[], object]
 
 
 class Skipped(Exception):  # noqa: N818 - no error: something that is not installed
     """Why a part was not measured."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and range over the rounds."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(median(values), min(values), max(values))
-
-    def __str__(self) -> str:
-        places = 2 if self.median < 10 else 0
-        return f"{self.median:.{places}f} ({self.least:.{places}f} to {self.most:.{places}f})"
 
 
 def interleaved(
@@ -72,4 +56,7 @@ def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, Spread):
+        places = 2 if value.median < 10 else 0
+        return f"{value.median:.{places}f} ({value.low:.{places}f} to {value.high:.{places}f})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

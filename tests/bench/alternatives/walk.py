@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stream_vae.alert import Alert
 from stream_vae.avro import kernel
+from summary import Spread
 
 from alternatives.real_alerts import packets_of, stages_for
-from alternatives.rounds import Skipped, Spread, Work, compare, interleaved
+from alternatives.rounds import Skipped, Work, compare, interleaved
 
 if TYPE_CHECKING:
     from stream_vae.layout import Layout

@@ -21,9 +21,10 @@ from stream_vae.alert import Packet
 from stream_vae.metrics import Metrics
 from stream_vae.pipeline import enriched
 from stream_vae.runtime.process import settle_memory
+from summary import Spread
 
 from alternatives.real_alerts import packets_of, stages_for
-from alternatives.rounds import Skipped, Spread
+from alternatives.rounds import Skipped
 
 BATCH = 128
 BATCHES = 60
