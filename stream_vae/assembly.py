@@ -218,7 +218,7 @@ def reservoir_of(settings: Settings, *, timeout_s: float = 10.0) -> Reservoir:
             remedy='Add `url = "redis://HOST:6379/0"` under [reservoir] for the workers too: they fill it.',
         )
     url = settings.reservoir.url.get_secret_value()
-    client = connect(url, timeout_s=timeout_s, ca_file=settings.reservoir.ca_file)
+    client = connect(url, timeout_s=timeout_s, ca_file=settings.reservoir.ca_file, password=settings.reservoir.password)
     capacity = settings.reservoir.anchor_capacity
     return Reservoir(client, profile_of(settings).name, where=address(url), anchor_capacity=capacity)
 
@@ -301,7 +301,9 @@ def monitor_of(settings: Settings, metrics: Metrics, *, slot: int = 0) -> Monito
     profile, poster = profile_of(settings), None
     if settings.reservoir.url is not None:
         url = settings.reservoir.url.get_secret_value()
-        client = connect(url, timeout_s=TIMEOUT_S, ca_file=settings.reservoir.ca_file)
+        client = connect(
+            url, timeout_s=TIMEOUT_S, ca_file=settings.reservoir.ca_file, password=settings.reservoir.password
+        )
         interval_s = settings.drift.post_interval_s
         poster = Poster(client, profile.name, slot, metrics, interval_s=interval_s)
     return Monitor(settings.drift, profile, metrics, poster)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
+from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import MovedError, RedisClusterException
@@ -16,7 +17,7 @@ from redis.retry import Retry
 from stream_vae.errors import ConfigError
 
 
-def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
+def connect(url: str, *, timeout_s: float, ca_file: Path | None = None, password: SecretStr | None = None) -> Any:
     """Make a client that gives up soon and never tries again by itself; nothing is sent yet.
 
     Parameters
@@ -28,6 +29,8 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
         Of connecting and of each answer.
     ca_file : Path, optional
         PEM file of the authority that signed the server's certificate; absent: the well-known ones.
+    password : SecretStr, optional
+        Of the user that the URL names, or of the default one; absent: the URL's, if it has one.
 
     Returns
     -------
@@ -51,6 +54,7 @@ def connect(url: str, *, timeout_s: float, ca_file: Path | None = None) -> Any:
     options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     # No client_name: to set one is a right that a worker's user need not have.
     options |= {} if ca_file is None else {"ssl_ca_certs": str(ca_file)}
+    options |= {} if password is None else {"password": password.get_secret_value()}
     single = url.replace("+cluster://", "://", 1)
     try:
         client = redis.Redis.from_url(single, **options, retry=Retry(NoBackoff(), 0))
@@ -141,7 +145,7 @@ def answering(where: str) -> Iterator[None]:
     except redis.AuthenticationError as error:
         raise ConfigError(
             f"Redis at reservoir.url = {where} does not accept our user and password: {error}.",
-            remedy="Check them in reservoir.url: redis://USER:PASSWORD@HOST:PORT/0.",
+            remedy="Check them: reservoir.url = redis://USER@HOST:PORT/0 and reservoir.password.",
         ) from error
     except (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError) as error:
         if "certificate verify failed" in str(error):

@@ -242,6 +242,9 @@ class ReservoirSettings(Section):
         default=None,
         description="redis://[user:password@]host:port/db, rediss:// for TLS, redis+cluster://, or unix:///path",
     )
+    password: SecretStr | None = Field(
+        default=None, description="of the user in the url, where it is kept apart: in a file of secrets"
+    )
     ca_file: Path | None = Field(
         default=None, description="PEM file of the authority behind rediss; absent: the well-known ones"
     )

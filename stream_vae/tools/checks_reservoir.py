@@ -75,7 +75,9 @@ def check_reservoir(settings: Settings) -> list[Finding]:
         return [Finding(_NAME, State.SKIPPED, "none is set; only retraining needs one")]
     where = address(url.get_secret_value())
     reservoir = assembly.reservoir_of(settings, timeout_s=5.0)
-    client = connect(url.get_secret_value(), timeout_s=5.0, ca_file=settings.reservoir.ca_file)
+    client = connect(
+        url.get_secret_value(), timeout_s=5.0, ca_file=settings.reservoir.ca_file, password=settings.reservoir.password
+    )
     try:
         try:
             stats = reservoir.stats()

@@ -2,10 +2,12 @@
 
 import contextlib
 import uuid
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 from stream_vae import assembly
+from stream_vae.errors import StreamVaeError
 from stream_vae.metrics import Metrics
 from stream_vae.reservoir import connect
 from stream_vae.runtime.vitals import Poster, read
@@ -75,6 +77,25 @@ def test_stamps_enter_over_tls_by_a_user_with_the_least_rights(deployment, redis
         assert total(metrics, "stream_vae_reservoir_circuit_open") == 0
         assert reservoir.stats().stamps == total(metrics, "stream_vae_reservoir_entered_total") > 0
         reservoir.clear()
+
+
+def test_the_password_may_be_a_secret_of_its_own(deployment, redis_server):
+    parts = urlsplit(deployment.settings.reservoir.url.get_secret_value())
+    url = f"{parts.scheme}://{parts.username}@{parts.hostname}:{parts.port}{parts.path}"
+    metrics = work(with_reservoir(deployment, url=url, password=parts.password))
+    assert total(metrics, "stream_vae_reservoir_circuit_open") == 0
+    assert total(metrics, "stream_vae_reservoir_offered_total") > 0
+    with (
+        contextlib.closing(
+            assembly.reservoir_of(with_reservoir(deployment, url=url, password=PASSWORD[::-1]))
+        ) as other,
+        pytest.raises(StreamVaeError, match="does not accept our user and password"),
+    ):
+        other.seen()
+    with contextlib.closing(
+        assembly.reservoir_of(with_reservoir(deployment, url=redis_server.url, ca_file=None))
+    ) as all_:
+        all_.clear()
 
 
 def test_a_worker_reports_on_its_releases_with_the_least_rights(deployment, redis_server):
