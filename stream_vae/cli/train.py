@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -12,6 +12,9 @@ from rich.table import Column, Table
 from stream_vae.cli import app, console, notes
 from stream_vae.cli.options import AsJson, Store, answer
 from stream_vae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stream_vae.model.release import ReleaseCard
 
 Data = Annotated[
     str,
@@ -36,6 +39,9 @@ def train(
     survey: Survey = None,
     labels: Labels = None,
     promote: Annotated[bool, typer.Option("--promote", help="Serve it from now on.")] = False,
+    unless_served: Annotated[
+        bool, typer.Option("--unless-served", help="Do nothing, and exit 0, if the store has a current release.")
+    ] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the fit's state here after every epoch.")
     ] = None,
@@ -56,8 +62,16 @@ def train(
 
         stream-vae train --recipe survey --data alerts/ --survey ztf --labels labels.csv --store releases
 
+        stream-vae train --store releases --promote --unless-served    # a first release, however often it is asked for
+
         stream-vae train --recipe survey --data shards/ --scratch /data/tmp --checkpoint run1 --resume --store releases
     """
+    if unless_served and (served := _served(store, promote=promote)) is not None:
+        if as_json:
+            answer(served.model_dump(mode="json"))
+        else:
+            console.print(f"Release {served.id} is current: nothing to train.", highlight=False)
+        return
     from stream_vae.learning.train import train as train_release
 
     card = train_release(
@@ -77,6 +91,16 @@ def train(
         return
     console.print(f"Release {card.id}{', now current' if promote else ''}.", highlight=False)
     console.print(f"Next: stream-vae releases show {card.id} --store {store}", highlight=False, soft_wrap=True)
+
+
+def _served(store: str, *, promote: bool) -> "ReleaseCard | None":
+    """Return the card of the store's current release, verified: a damaged one is an error, for no worker starts."""
+    from stream_vae.model.store import ReleaseStore
+
+    if not promote:
+        raise ConfigError("--unless-served is for a first release to serve.", remedy="Add --promote.")
+    opened = ReleaseStore(store)
+    return None if opened.current() is None else opened.load().card
 
 
 @app.command()
