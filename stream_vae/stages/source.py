@@ -185,12 +185,11 @@ class Source:
         self._metrics.input_bytes.labels(survey).inc(sum(len(packet.value) for packet in packets))
         for packet in packets:
             partition = (packet.topic, packet.partition)
-            expected = self._next.get(partition)
-            if expected is None:
-                self._first[partition] = packet.offset
-            elif packet.offset < expected:
+            self._first.setdefault(partition, packet.offset)
+            expected = self._next.get(partition, packet.offset)
+            if packet.offset < expected:
                 continue  # read again after going back
-            elif packet.offset > expected:
+            if packet.offset > expected:
                 self._metrics.offset_gaps.labels(survey, *partition).inc(packet.offset - expected)
             self._next[partition] = packet.offset + 1
 
@@ -340,7 +339,11 @@ class Source:
     def _open(self, committed: Iterable[TopicPartition]) -> None:
         for entry in committed:
             offset = entry.offset if entry.offset != OFFSET_INVALID else -1
-            self._ledger.open((entry.topic, entry.partition), Page.read(max(offset, -1), entry.metadata))
+            partition = (entry.topic, entry.partition)
+            self._ledger.open(partition, Page.read(max(offset, -1), entry.metadata))
+            self._metrics.offset_gaps.labels(self._metrics.survey, *partition)
+            if offset >= 0:
+                self._next.setdefault(partition, offset)  # what expired while nobody read is a gap, too
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         del consumer

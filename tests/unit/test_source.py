@@ -11,6 +11,7 @@ from stream_vae.settings import BatchSettings
 from stream_vae.stages.ledger import Ledger
 from stream_vae.stages.source import Source
 
+from flow import until
 from servers import Kafka
 from stage_parts import kafka_settings
 
@@ -101,6 +102,24 @@ def test_going_back_counts_no_gap_in_the_offsets(reader: Reader) -> None:
     reader.source.rewind()
     reader.read(1)
     assert counted(reader, "offset_gaps") == 0
+
+
+def test_what_expired_while_nobody_read_is_a_gap_in_the_offsets(
+    embedded_kafka: Kafka, topic: str, reader: Reader
+) -> None:
+    reader.settle(reader.read(5))
+    reader.source.close()
+    producer = Producer({"bootstrap.servers": embedded_kafka.bootstrap_servers})
+    for _ in range(100):
+        producer.produce(topic, bytes(100_000))  # twice what this Kafka keeps of a partition
+        assert producer.flush(10) == 0
+    again = Reader(embedded_kafka, topic, f"group-{topic}")
+    try:
+        first = until(again.source.read, what="what is left is read")[0]
+        assert first.offset > 5
+        assert counted(again, "offset_gaps") == first.offset - 5
+    finally:
+        again.source.close()
 
 
 def test_reading_alone_counts_nothing_as_consumed(reader: Reader) -> None:
