@@ -6,7 +6,7 @@ alert's id. A `Metrics` owns its registry, so that two pipelines in one process 
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from time import perf_counter, thread_time
 from typing import Any
@@ -25,12 +25,17 @@ from prometheus_client import (
 
 from stream_vae import __version__
 from stream_vae.alert import Rejected, Scores
+from stream_vae.errors import ConfigError, FatalError, RetriableError, StreamVaeError
 from stream_vae.quality import UNSCOREABLE, Quality
 
 log = logging.getLogger("stream_vae.dead_letter")
 
 STAGES = ("decode", "stamp", "encode", "score", "observe", "enrich", "publish")
+TRAINER_LOOKS = ("labels", "releases", "retraining")
+"""What the trainer looks at by turns."""
 _PARTITION = ("survey", "topic", "partition")
+_GATE = ("gate", "release")
+_OUTCOMES = {"passed": 1.0, "undecided": 0.0, "failed": -1.0}
 
 
 class Metrics:
@@ -55,7 +60,10 @@ class Metrics:
         self.survey = survey
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"stream_vae_{name}", text, ("survey", *labels), registry=registry)
+            made = Counter(f"stream_vae_{name}", text, ("survey", *labels), registry=registry)
+            if not labels:
+                made.labels(survey)  # there from the start: Prometheus' increase() does not see a first value of 1
+            return made
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"stream_vae_{name}", text, ("survey", *labels), registry=registry)
@@ -123,6 +131,7 @@ class Metrics:
         self.rebalances = counter("rebalances_total", "Partition assignments and revocations", ("event",))
         self.ready = gauge("ready", "1 while the worker consumes, else 0")
         self.release_info = Info("stream_vae_release", "The release that scores", registry=registry)
+        self.release_made = gauge("release_made_timestamp_seconds", "When the release that scores was made")
         self.release_swaps = counter(
             "release_swaps_total", "Releases that became current while the worker ran, by what it did", ("outcome",)
         )
@@ -156,7 +165,7 @@ class Metrics:
         self.vitals_posts = counter(
             "vitals_posts_total", "Reports to Redis for who watches over releases", ("outcome",)
         )
-        Info("stream_vae_build", "The software", registry=registry).info({"version": __version__})
+        _tell_build(survey, registry)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -361,6 +370,53 @@ class TrainerMetrics:
         self.labels = counter("labels_total", "Labels that were read, by what became of them", "outcome")
         self.label_conflicts = gauge("label_conflicts", "Alerts that some labels call real and others bogus")
         self.looks_failed = counter("trainer_looks_failed_total", "Looks at store, Redis or labels that failed", "what")
+        # What the gates of the newest retrained release said, by the names that `releases show` prints.
+        self.gate_figure = gauge(
+            "gate_figure", "A gate's figure, of the last retraining's release and of the one it was to replace", *_GATE
+        )
+        self.gate_outcome = gauge("gate_outcome", "1 if the gate passed, 0 undecided, -1 failed", "gate")
+        # There from the start: Prometheus' increase() does not see a first value of 1.
+        self.rollbacks.labels(survey)
+        for error in (StreamVaeError, ConfigError, RetriableError, FatalError):
+            self.failures.labels(survey, error.__name__)
+        for what in TRAINER_LOOKS:
+            self.looks_failed.labels(survey, what)
+        _tell_build(survey, registry)
+
+    def show_gates(self, verdict: Mapping[str, Any]) -> None:
+        """Export what the gates said, instead of what they said before.
+
+        Parameters
+        ----------
+        verdict : Mapping
+            As a release's card has it: `stream_vae.learning.gates.Verdict.document`. A gate that was not judged is
+            not shown.
+        """
+        figures: dict[tuple[str, ...], float] = {}
+        outcomes: dict[tuple[str, ...], float] = {}
+        for gate in verdict.get("gates", ()):
+            if gate["outcome"] not in _OUTCOMES:
+                continue
+            outcomes[self.survey, gate["name"]] = _OUTCOMES[gate["outcome"]]
+            for release in ("challenger", "incumbent"):
+                if gate[release] is not None:
+                    figures[self.survey, gate["name"], release] = gate[release]
+        _replace(self.gate_figure, figures)
+        _replace(self.gate_outcome, outcomes)
+
+
+def _tell_build(survey: str, registry: CollectorRegistry) -> None:
+    Info("stream_vae_build", "The software", registry=registry).info({"survey": survey, "version": __version__})
+
+
+def _replace(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
+    """Set some series and remove all others, so that a scrape meanwhile sees either."""
+    before = [tuple(sample.labels.values()) for family in gauge.collect() for sample in family.samples]
+    for labels, value in values.items():
+        gauge.labels(*labels).set(value)
+    for labels in before:
+        if labels not in values:
+            gauge.remove(*labels)
 
 
 def observe_each(histogram: Histogram, values: npt.NDArray[np.floating[Any]]) -> None:

@@ -241,6 +241,7 @@ class Trainer:
         retrained = [card for card in self._cards.values() if "reservoir" in card.data]
         if retrained:
             last = max(retrained, key=lambda card: card.created_at)
+            self._metrics.show_gates(last.metrics.get("verdict") or {})
             return Past(last.created_at, int(last.data["reservoir"].get("seen", 0)))
         served = self._store.resolve(self._settings.release.id)
         card = self._cards.get(served)

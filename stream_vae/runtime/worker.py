@@ -125,6 +125,7 @@ class Worker:
         self._arm()
         survey, space = self._metrics.survey, release.card.latent_space
         self._metrics.release_info.info({"survey": survey, "release": release.id, "latent_space": space})
+        self._metrics.release_made.labels(survey).set(release.card.created_at.timestamp())
         log.info("release %s scores, encoded by %s", release.id, stages.encoder.network.name)
 
     def _arm(self) -> None:

@@ -290,13 +290,15 @@ class ProducingSink(ABC):
         metrics, now = self._metrics, time()
         self._settled += len(batch.packets)
         read = Counter((packet.topic, packet.partition) for packet in batch.packets)
-        for partition, count in read.items():
-            metrics.consumed.labels(metrics.survey, *partition).inc(count)
         counters: dict[Fate, Any] = {
             "published": metrics.published,
             "dead_lettered": metrics.dead_lettered,
             "filtered": metrics.filtered,
         }
+        for partition, count in read.items():
+            metrics.consumed.labels(metrics.survey, *partition).inc(count)
+            for counter in counters.values():
+                counter.labels(metrics.survey, *partition)  # there with 0: Prometheus must see the first one, too
         latency = metrics.latency.labels(metrics.survey)
         counts = Counter((fate, packet.topic, packet.partition) for packet, _, fate in batch.outcomes)
         for (fate, *where), count in counts.items():

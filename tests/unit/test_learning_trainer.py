@@ -13,6 +13,7 @@ from stream_vae.drift import DriftReference
 from stream_vae.embedded.valkey import EmbeddedValkey
 from stream_vae.errors import ConfigError, RetriableError
 from stream_vae.learning.attempt import Ended
+from stream_vae.learning.gates import Gate, verdict_of
 from stream_vae.learning.oversight import OURS, Oversight
 from stream_vae.learning.trainer import Past, Trainer, due, new_alerts
 from stream_vae.metrics import TrainerMetrics
@@ -181,12 +182,15 @@ def test_the_last_retraining_is_read_from_the_store_so_that_a_new_trainer_knows_
         latent_size=card.latent_size,
         recipe={},
         data={"reservoir": {"seen": 20}},
-        metrics={},
+        metrics={"verdict": verdict_of([Gate("AUC, recent", "passed", 0.9, 0.8, -0.01, 0.2, -0.01, "")]).document()},
         preprocessing=card.preprocessing,
     )
     with trainer_of(settings, attempts) as (trainer, metrics):
         trainer.turn()
         assert attempts.asked == []  # it was made just now
+        assert count_of(metrics, "gate_outcome", gate="AUC, recent") == 1
+        assert count_of(metrics, "gate_figure", gate="AUC, recent", release="challenger") == 0.9
+        assert count_of(metrics, "gate_figure", gate="AUC, recent", release="incumbent") == 0.8
         assert count_of(metrics, "retraining_new_alerts") == 30
 
 

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Producer
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from stream_vae.alert import Rejected, Scores
 from stream_vae.errors import Reason
-from stream_vae.metrics import STAGES, Metrics, observe_each
+from stream_vae.metrics import STAGES, Metrics, TrainerMetrics, observe_each
 from stream_vae.quality import Quality
 
 from servers import Kafka
@@ -99,6 +99,56 @@ def test_the_page_that_prometheus_reads_holds_them_and_the_process() -> None:
     page = generate_latest(Metrics("ztf").registry).decode()
     assert "stream_vae_build_info{" in page
     assert "process_resident_memory_bytes" in page
+
+
+def test_counters_begin_at_zero_so_that_prometheus_sees_the_first_count(metrics: Metrics) -> None:
+    assert value(metrics, "reservoir_lost_total") == 0
+    trainer = TrainerMetrics("ztf").registry
+    for name, labels in (
+        ("rollbacks_total", {}),
+        ("retraining_failures_total", {"error": "ConfigError"}),
+        ("trainer_looks_failed_total", {"what": "labels"}),
+    ):
+        assert trainer.get_sample_value(f"stream_vae_{name}", {"survey": "ztf"} | labels) == 0
+
+
+def gate(name: str, outcome: str, challenger: float | None, incumbent: float | None) -> dict[str, Any]:
+    return {"name": name, "outcome": outcome, "challenger": challenger, "incumbent": incumbent}
+
+
+def test_gates_are_shown_with_both_figures_and_only_those_of_the_last_verdict() -> None:
+    metrics = TrainerMetrics("ztf")
+
+    def shown(name: str) -> dict[tuple[str, ...], float]:
+        families = (each for each in metrics.registry.collect() if each.name == f"stream_vae_{name}")
+        samples = (sample for family in families for sample in family.samples)
+        return {
+            (each.labels["gate"], *filter(None, [each.labels.get("release")])): each.value
+            for each in samples
+            if each.labels["survey"] == "ztf"
+        }
+
+    gates = [
+        gate("AUC, recent", "passed", 0.9, 0.8),
+        gate("calibration error, recent", "undecided", 0.04, 0.01),
+        gate("finite, recent", "failed", 3.0, None),
+        gate("squared error, recent", "not_judged", None, None),
+    ]
+    metrics.show_gates({"decision": "reject", "gates": gates})
+    assert shown("gate_outcome") == {("AUC, recent",): 1, ("calibration error, recent",): 0, ("finite, recent",): -1}
+    assert shown("gate_figure") == {
+        ("AUC, recent", "challenger"): 0.9,
+        ("AUC, recent", "incumbent"): 0.8,
+        ("calibration error, recent", "challenger"): 0.04,
+        ("calibration error, recent", "incumbent"): 0.01,
+        ("finite, recent", "challenger"): 3.0,
+    }
+    metrics.show_gates({"gates": [gate("AUC, uniform", "passed", 0.7, 0.6)]})
+    assert shown("gate_outcome") == {("AUC, uniform",): 1}
+    assert shown("gate_figure") == {("AUC, uniform", "challenger"): 0.7, ("AUC, uniform", "incumbent"): 0.6}
+    metrics.show_gates({})
+    assert not shown("gate_outcome")
+    assert not shown("gate_figure")
 
 
 def test_a_stage_adds_its_time_and_its_own_cpu_also_when_it_fails(metrics: Metrics) -> None:

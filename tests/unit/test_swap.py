@@ -41,12 +41,15 @@ def scored_by(deployment: Deployment, topic: str) -> list[str]:
 
 def test_a_release_that_becomes_current_scores_from_the_next_batch_on(embedded_kafka: Kafka, tmp_path: Path) -> None:
     deployment, store, first = follow(embedded_kafka, tmp_path)
-    second = make_release(store, tmp_path / "second", seed=5, promote=False).id
+    made = make_release(store, tmp_path / "second", seed=5, promote=False)
+    second = made.id
     with working(deployment) as (worker, metrics):
         publish(deployment, 10, metrics)
+        assert value(metrics, "stream_vae_release_made_timestamp_seconds") < made.created_at.timestamp()
         store.promote(second)
         until(lambda: worker.release.id == second)
         publish(deployment, 10, metrics)
+        assert value(metrics, "stream_vae_release_made_timestamp_seconds") == made.created_at.timestamp()
         store.rollback()
         until(lambda: worker.release.id == first)
         publish(deployment, 10, metrics)
@@ -55,6 +58,8 @@ def test_a_release_that_becomes_current_scores_from_the_next_batch_on(embedded_k
     assert value(metrics, "stream_vae_release_refused") == 0
     info = {"survey": "candidate", "release": first, "latent_space": worker.release.card.latent_space}
     assert metrics.registry.get_sample_value("stream_vae_release_info", info) == 1
+    first_made = worker.release.card.created_at.timestamp()
+    assert value(metrics, "stream_vae_release_made_timestamp_seconds") == first_made < made.created_at.timestamp()
     check_books(deployment.settings, consumed=30)
 
 
