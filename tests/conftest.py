@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 from stream_vae.embedded.kafka import EmbeddedKafka
 
+from monitoring import program
 from servers import (
     REPOSITORY,
     Broker,
@@ -92,6 +93,16 @@ def redis_server() -> Iterator[RedisServer]:
     """A real Redis or Valkey."""
     with _started(real_redis()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def monitoring_tools() -> None:
+    """promtool and prometheus are installed."""
+    try:
+        for name in ("promtool", "prometheus"):
+            program(name)
+    except MissingServiceError as error:
+        _missing(str(error))
 
 
 @pytest.fixture(scope="session")
