@@ -1,21 +1,22 @@
 """The chart's values.schema.json: the part of `settings` is stream_vae's own, so that helm refuses what a worker would.
 
-``python tests/deploy/values_schema.py`` writes it anew.
+``python tests/chart_schema.py`` writes it anew.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from stream_vae import settings
 from stream_vae.settings import Settings
 
-FILE = Path(__file__).parents[2] / "deploy/helm/stream-vae/values.schema.json"
+FILE = Path(__file__).parents[1] / "deploy/helm/stream-vae/values.schema.json"
 
 Schema = dict[str, Any]
 
 # A ConfigMap is no place for them: they come as files of a Secret.
 SECRETS = {"KafkaSettings": ["sasl_password"], "RegistrySettings": ["password"]}
-SECRET_OPTIONS = r"password|passphrase|secret|\.pem$|oauthbearer\.config$"
+SECRET_OPTIONS = settings._SECRET_OPTION.pattern
 
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
@@ -59,6 +60,19 @@ PLACEMENT = {
 }
 
 
+COMPONENT = {"gpus": count(), "image": TEXT, **PLACEMENT}
+
+GROUP = table(
+    ("name", "replicas", "cpus"),
+    name={"type": "string", "pattern": "^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$"},
+    replicas=count(),
+    minReplicas=count(),
+    maxReplicas=count(1),
+    cpus=count(),
+    **COMPONENT,
+)
+
+
 def claim(**more: Schema) -> Schema:
     return table(enabled=FLAG, existingClaim=TEXT, storageClass=TEXT, size=SIZE, **more)
 
@@ -92,16 +106,6 @@ def _bare(schema: Any) -> Any:
 
 def make() -> Schema:
     """The whole schema."""
-    component = {"gpus": count(), "image": TEXT, **PLACEMENT}
-    group = table(
-        ("name", "replicas", "cpus"),
-        name={"type": "string", "pattern": "^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$"},
-        replicas=count(),
-        minReplicas=count(),
-        maxReplicas=count(1),
-        cpus=count(),
-        **component,
-    )
     values = table(
         ("settings", "mode"),
         **{"global": ANY},
@@ -130,7 +134,7 @@ def make() -> Schema:
             replicas=count(),
             readiness=choice("partitions", "process"),
             podDisruptionBudget=table(enabled=FLAG, maxUnavailable={"type": ["integer", "string"]}),
-            **component,
+            **COMPONENT,
         ),
         keda=table(
             enabled=FLAG,
@@ -151,7 +155,7 @@ def make() -> Schema:
             autoscaling=table(enabled=FLAG, idleTimeoutSeconds=count(1), resources=resources()),
             head=table(**PLACEMENT),
             supervisor=table(resources=resources()),
-            groups=each(group) | {"minItems": 1},
+            groups=each(GROUP) | {"minItems": 1},
         ),
         rayJob=table(
             exitWhenIdleSeconds={"type": "number", "minimum": 0},
@@ -159,7 +163,7 @@ def make() -> Schema:
             activeDeadlineSeconds={"type": ["integer", "null"], "minimum": 1},
             submitter=table(resources=resources()),
         ),
-        trainer=table(enabled=FLAG, work=table(persistence=claim()), **component),
+        trainer=table(enabled=FLAG, work=table(persistence=claim()), **COMPONENT),
         firstRelease=table(enabled=FLAG, recipe=TEXT, data=TEXT, image=TEXT, **PLACEMENT),
         networkPolicy=table(
             enabled=FLAG,
