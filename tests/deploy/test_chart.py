@@ -342,6 +342,14 @@ def test_only_what_trains_may_write_the_store(values):
             assert mount["readOnly"] is (container["name"] not in {"trainer", "train"}), container["name"]
 
 
+def test_a_trainer_works_where_the_settings_say_or_on_its_own_volume(values):
+    given = {"trainer": {"enabled": True}, "extraEnv": [{"name": "A"}]}
+    for retrain, work in (({}, "/work"), ({"work": "/data"}, None)):
+        (pod,) = (pod for pod in pods(render(values(**given, settings={"retrain": retrain}))) if "trainer" in pod.where)
+        env = {each["name"]: each.get("value") for each in pod.spec["containers"][0]["env"]}
+        assert env.get("STREAM_VAE_RETRAIN__WORK") == work
+
+
 def test_the_chart_has_the_versions_of_what_it_deploys():
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
