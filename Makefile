@@ -14,7 +14,7 @@ ALONGSIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check demo test test-unit test-integration bench gate chaos clean
+.PHONY: help setup fmt check demo test test-unit test-integration test-compose test-kubernetes bench gate chaos clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ test-unit: setup  ## Only what needs seconds and no server
 
 test-integration: setup  ## What needs a real Kafka or Redis (started by the tests)
 	$(ONE_THREAD) $(PYTEST) $(ALONGSIDE) tests/contract tests/integration tests/e2e
+
+test-compose: setup  ## The compose files on this machine's Docker: build, stream, kill containers, count; 15 minutes
+	$(PYTEST) --timeout 2400 -s tests/deployed/test_compose.py
+
+test-kubernetes: setup  ## The Helm chart on KUBECONFIG's cluster: install, stream, disturb, upgrade, remove; 20 minutes
+	$(PYTEST) --timeout 2400 -s tests/deployed/test_kubernetes.py
 
 bench: setup  ## Kafka to Kafka: cost against the usual way and the floor, growth, latency, scaling; 25 minutes
 	$(BIN)/python tests/bench/run.py
