@@ -4,6 +4,7 @@ Both are Debian's package `prometheus`. What is missing is told by `MissingServi
 """
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -65,6 +66,30 @@ def hastened(rules: Path, factor: int) -> dict[str, Any]:
         if "for" in rule:
             rule["for"] = shorter(rule["for"])
     return document
+
+
+def dashboards() -> dict[str, dict[str, Any]]:
+    """Give the dashboards that are in the repository, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DASHBOARDS.glob("*.json"))}
+
+
+def panels(dashboard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give a dashboard's panels, without the headings of its rows."""
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def filled(expression: str, *, survey: str = "ztf", job: str = ".*", interval: str = "1m", span: str = "1h") -> str:
+    """Put values in the place of Grafana's variables."""
+    values = {"survey": survey, "job": job, "__rate_interval": interval, "__range": span}
+    found = re.sub(r"\$(\w+)", lambda match: values[match[1]], expression)
+    assert "$" not in found, found
+    return found
+
+
+def metric_names(expression: str) -> set[str]:
+    """Give the names of the metrics that an expression asks for: all of ours and those with a known beginning."""
+    bare = re.sub(r'"[^"]*"', "", expression)
+    return set(re.findall(r"(?<![\w:])(?:stream_vae_|process_|ray_|job:|up\b|ALERTS\b)[\w:]*", bare))
 
 
 @dataclass(frozen=True)
