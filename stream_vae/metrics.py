@@ -33,6 +33,8 @@ log = logging.getLogger("stream_vae.dead_letter")
 STAGES = ("decode", "stamp", "encode", "score", "observe", "enrich", "publish")
 TRAINER_LOOKS = ("labels", "releases", "retraining")
 """What the trainer looks at by turns."""
+LABEL_OUTCOMES = ("anchored", "added", "repeated", "waiting", "full", "malformed")
+"""What becomes of a label that the trainer reads."""
 _PARTITION = ("survey", "topic", "partition")
 _GATE = ("gate", "release")
 _OUTCOMES = {"passed": 1.0, "undecided": 0.0, "failed": -1.0}
@@ -375,12 +377,15 @@ class TrainerMetrics:
             "gate_figure", "A gate's figure, of the last retraining's release and of the one it was to replace", *_GATE
         )
         self.gate_outcome = gauge("gate_outcome", "1 if the gate passed, 0 undecided, -1 failed", "gate")
-        # There from the start: Prometheus' increase() does not see a first value of 1.
+        # There from the start, with 0: Prometheus' increase() does not see a first value of 1.
         self.rollbacks.labels(survey)
+        self.running.labels(survey)
         for error in (StreamVaeError, ConfigError, RetriableError, FatalError):
             self.failures.labels(survey, error.__name__)
         for what in TRAINER_LOOKS:
             self.looks_failed.labels(survey, what)
+        for outcome in LABEL_OUTCOMES:
+            self.labels.labels(survey, outcome)
         _tell_build(survey, registry)
 
     def show_gates(self, verdict: Mapping[str, Any]) -> None:

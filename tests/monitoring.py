@@ -123,6 +123,7 @@ def prometheus(
     binary = program("prometheus")
     with contextlib.ExitStack() as stack:
         home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream-vae-prometheus-")))
+        home.mkdir(parents=True, exist_ok=True)
         (home / "rules.yaml").write_text(yaml.safe_dump(dict(rules)), encoding="utf-8")
         config = {
             "global": {"scrape_interval": f"{interval_s}s", "evaluation_interval": f"{interval_s}s"},

@@ -68,7 +68,7 @@ def overview() -> model.Dashboard:
                (0.001, YELLOW), (0.01, RED)),
         number("Books", "Consumed less published, dead-lettered and filtered, of all partitions. Must be 0.", "none",
                f"sum(abs({BOOKS}))", (None, GREEN), (1, RED)),
-        number("Release is", "How long ago the release that scores was made.", "s", AGE, (None, GREEN),
+        number("Age of the release", "How long ago the release that scores was made.", "s", AGE, (None, GREEN),
                (14 * 86_400, YELLOW), (30 * 86_400, RED)),
     ]
     return page(
@@ -257,8 +257,7 @@ def learning() -> model.Dashboard:
                       "Offered: every scoreable stamp. Dropped: could have entered, and was not sent or taken.", "cps",
                       (rate("stream_vae_reservoir_offered_total"), "offered"),
                       (rate("stream_vae_reservoir_entered_total"), "entered"),
-                      (rate("stream_vae_reservoir_dropped_total", "reason"), "dropped: {{reason}}"),
-                      (grown("stream_vae_reservoir_lost_total"), "found empty")),
+                      (rate("stream_vae_reservoir_dropped_total", "reason"), "dropped: {{reason}}")),
             ],
             "Retraining": [
                 lines("Retrainings",
@@ -289,8 +288,10 @@ def learning() -> model.Dashboard:
                       (f"max(stream_vae_label_conflicts{{{S}}})", "in conflict")),
             ],
             "Trainer": [
-                lines("Looks that failed", "Store, Redis or labels' topic did not answer; /readyz says why.", "none",
-                      (grown("stream_vae_trainer_looks_failed_total", "what"), "{{what}}"), bars=True),
+                lines("Looks that failed, reservoirs found empty",
+                      "Store, Redis or the labels' topic did not answer the trainer; Redis lost its memory.", "none",
+                      (grown("stream_vae_trainer_looks_failed_total", "what"), "{{what}}"),
+                      (grown("stream_vae_reservoir_lost_total"), "found empty"), bars=True),
                 lines("Alerts since the last retraining", "retrain.after_alerts asks for the next at its number.",
                       "short", (f"max(stream_vae_retraining_new_alerts{{{S}}})", "alerts")),
             ],
@@ -358,7 +359,7 @@ def machines() -> model.Dashboard:
                 lines("Busy", "Share of the time that an actor encodes.", "percentunit",
                       (rate("stream_vae_encoder_seconds_total", "worker"), "{{worker}}"), wide=8),
             ],
-            "Ray's nodes (where Ray's own exporter is scraped)": [
+            "Ray's nodes (where the exporter of ray[default] is scraped)": [
                 lines("CPU of the nodes", "Whole node.", "percent", ("ray_node_cpu_utilization", "{{ip}}"), wide=8),
                 lines("Memory of the nodes", "Of the whole node.", "bytes", ("ray_node_mem_used", "{{ip}} used"),
                       ("ray_node_mem_total", "{{ip}} all"), wide=8),

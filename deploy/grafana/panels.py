@@ -21,8 +21,8 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 S = 'survey="$survey", job=~"$job"'
-OURS = f"on (job, instance) group by (job, instance) (stream_vae_build_info{{{S}}})"
-"""Behind `and`: the series without a survey, of our processes."""
+OURS = f"on (job, instance) group by (job, instance) (last_over_time(stream_vae_build_info{{{S}}}[1d]))"
+"""Behind `and`: the series without a survey, of our processes, also of those that do not answer now."""
 WHO = "{{instance}} {{worker}}"
 
 Query = tuple[str, str]
