@@ -137,6 +137,8 @@ class Metrics:
         self.release_swaps = counter(
             "release_swaps_total", "Releases that became current while the worker ran, by what it did", ("outcome",)
         )
+        for outcome in ("taken", "refused"):
+            self.release_swaps.labels(survey, outcome)
         self.release_refused = gauge(
             "release_refused", "1 while the store's current release cannot be had or used and an older one scores"
         )

@@ -241,7 +241,7 @@ def learning() -> model.Dashboard:
                 number("Gates that failed", "Of the last retraining.", "none", f"count({OUTCOME} < 0) or vector(0)",
                        (None, GREEN), (1, YELLOW)),
                 number("Releases taken back", "In the time that is shown, because they did harm.", "none",
-                       f"sum(increase(stream_vae_rollbacks_total{{{S}}}[$__range]))", (None, GREEN), (0.5, RED)),
+                       f"round(sum(increase(stream_vae_rollbacks_total{{{S}}}[$__range])))", (None, GREEN), (1, RED)),
                 number("Stamps in the reservoir", "By the workers' last answer from Redis.", "short",
                        f"max(stream_vae_reservoir_stamps{{{S}}})"),
                 number("Redis", "Whether workers leave it alone after a failure.", "none",

@@ -10,8 +10,10 @@ import urllib.request
 from collections import Counter
 
 import fastavro
+import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from stream_vae.cli import releases, reservoir  # noqa: F401 - their import makes the commands
 from stream_vae.learning.recipe import build_recipe
 from stream_vae.learning.train import train
@@ -156,6 +158,7 @@ def test_the_loop_goes_round_with_nothing_lost_and_each_message_names_its_releas
         with trainer(deployment, trainer_port, tmp_path / "trainer") as training:
             check_it_goes_on(stream, store, packets, first)
             assert metric(trainer_port, "stream_vae_retrainings_total") == 1
+            check_gates_are_shown(trainer_port, store)
             assert metric(worker_port, "stream_vae_release_swaps_total") >= 1
             drifted = check_drift_asks_for_another(stream, store, packets)
             until(
@@ -185,6 +188,21 @@ def check_it_goes_on(stream, store, packets, first):
     assert card.metrics["verdict"]["incumbent"] == first
     assert card.latent_space == store.load(first).card.latent_space
     swapped(stream, packets, card.id)
+
+
+def check_gates_are_shown(port, store):
+    """What the gates said of the release that serves now stands on the trainer's page."""
+    words = {"passed": 1, "undecided": 0, "failed": -1}
+    gates = store.load(store.current()).card.metrics["verdict"]["gates"]
+    judged = {gate["name"]: words[gate["outcome"]] for gate in gates if gate["outcome"] in words}
+    assert len(judged) > 5
+
+    def shown():
+        families = text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text)
+        samples = [sample for family in families for sample in family.samples]
+        return {each.labels["gate"]: each.value for each in samples if each.name == "stream_vae_gate_outcome"}
+
+    until(lambda: shown() == judged, what=f"{judged} are shown")
 
 
 def check_drift_asks_for_another(stream, store, packets):
