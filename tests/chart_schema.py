@@ -15,7 +15,7 @@ FILE = Path(__file__).parents[1] / "deploy/helm/stream-vae/values.schema.json"
 Schema = dict[str, Any]
 
 # A ConfigMap is no place for them: they come as files of a Secret.
-SECRETS = {"KafkaSettings": ["sasl_password"], "RegistrySettings": ["password"]}
+SECRETS = {"KafkaSettings": ["sasl_password"], "RegistrySettings": ["password"], "ReservoirSettings": ["password"]}
 SECRET_OPTIONS = settings._SECRET_OPTION.pattern
 
 TEXT: Schema = {"type": "string"}
