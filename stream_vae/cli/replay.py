@@ -73,7 +73,8 @@ def replay(
     spoilt = f", {tally.duplicates} duplicates, {tally.corrupted} damaged" if duplicates or corrupt else ""
     console.print(
         f"Sent {tally.sent:,} alerts ({tally.bytes / 1e6:,.1f} MB{spoilt}) to {target} in {tally.seconds:.1f} s, "
-        f"{tally.sent / max(tally.seconds, 1e-9):,.0f} a second."
+        f"{tally.sent / max(tally.seconds, 1e-9):,.0f} a second.",
+        soft_wrap=True,
     )
 
 

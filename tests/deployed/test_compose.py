@@ -25,7 +25,8 @@ from flow import until
 from servers import REPOSITORY, free_ports
 
 FOLDER = REPOSITORY / "deploy" / "compose"
-COUNT, RATE = 2_400, 30
+RATE = 30
+ENDLESS, FEW = 1_000_000, 600
 PLAIN, SECURE = ("compose.yaml",), ("compose.yaml", "compose.secure.yaml")
 SETTINGS = ("--settings", "/etc/stream-vae/settings.toml")
 HEALTHY_S = 600  # images are there; one release is trained
@@ -84,7 +85,7 @@ def docker() -> None:
             pytest.skip(f"`{' '.join(command)}`: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def brought_up(files: tuple[str, ...]) -> Iterator[Stack]:
+def brought_up(files: tuple[str, ...], alerts: int) -> Iterator[Stack]:
     kafka_port, prometheus_port = free_ports(2)
     stack = Stack(
         files,
@@ -93,7 +94,7 @@ def brought_up(files: tuple[str, ...]) -> Iterator[Stack]:
             "COMPOSE_PROFILES": "demo",
             "KAFKA_PORT": str(kafka_port),
             "PROMETHEUS_PORT": str(prometheus_port),
-            "REPLAY_COUNT": str(COUNT),
+            "REPLAY_COUNT": str(alerts),
             "REPLAY_RATE": str(RATE),
         },
         kafka_port,
@@ -113,7 +114,7 @@ def brought_up(files: tuple[str, ...]) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def stack(docker) -> Iterator[Stack]:
-    yield from brought_up(PLAIN)
+    yield from brought_up(PLAIN, ENDLESS)
 
 
 def read(stack: Stack, topic: str) -> list[Any]:
@@ -182,18 +183,17 @@ def test_alerts_come_out_enriched_and_prometheus_counts_them(stack):
 
 def test_nothing_is_lost_when_worker_kafka_and_valkey_are_killed(stack):
     for service in ("worker", "kafka", "valkey"):
-        assert stack.exit_code("replayer") is None, "the replay is to go on meanwhile"
         stack.compose("kill", service)
         time.sleep(3)
         stack.compose("start", service)
         until(lambda service=service: _healthy(stack, service), what=f"{service} is healthy again", timeout_s=180)
-    until(lambda: stack.exit_code("replayer") is not None, what="the replay ends", timeout_s=300)
-    assert stack.exit_code("replayer") == 0
+    assert stack.exit_code("replayer") is None, "the replay went on meanwhile"
+    stack.compose("stop", "replayer")
     until(lambda: settled(stack), what="all is settled", timeout_s=180)
     books = stack.audit("--deep")
     assert books["balanced"], books
     sent = read(stack, "ztf-alerts")
-    assert len(sent) >= COUNT
+    assert len(sent) > 1_000
     there = Counter(dict(message.headers())["stream_vae.source"] for message in read(stack, "ztf-enriched"))
     there += Counter(dict(message.headers())["stream_vae.source"] for message in read(stack, "ztf-dead-letters"))
     lost = [m for m in sent if f"{m.topic()}/{m.partition()}/{m.offset()}".encode() not in there]
@@ -234,13 +234,13 @@ def test_no_container_runs_as_root_or_may_write_its_own_image(stack):
 
 @pytest.fixture(scope="module")
 def secure(docker) -> Iterator[Stack]:
-    yield from brought_up(SECURE)
+    yield from brought_up(SECURE, FEW)
 
 
 def test_with_passwords_over_tls_alerts_flow_and_no_one_comes_in_without(secure):
     until(lambda: settled(secure) if secure.exit_code("replayer") == 0 else None, what="all is settled", timeout_s=400)
     (published,) = secure.query("sum(stream_vae_alerts_published_total)")
-    assert float(published["value"][1]) > COUNT * 0.9
+    assert float(published["value"][1]) > FEW * 0.9
     anyone = Consumer({"bootstrap.servers": f"127.0.0.1:{secure.kafka_port}", "group.id": "x", "log_level": 0})
     with pytest.raises(Exception, match=r"(?i)transport|timed out|disconnect"):
         anyone.list_topics(timeout=5)
