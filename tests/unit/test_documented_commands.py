@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
-from stream_vae.cli import app
+from stream_vae import cli
+from typer._click.exceptions import MissingParameter
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -31,20 +33,23 @@ def commands() -> list[tuple[str, str]]:
                 found += [(name, match["rest"]) for match in IN_BLOCK.finditer(block)]
         found += [(name, match["rest"]) for match in IN_TEXT.finditer(FENCE.sub("", text))]
     plain = [(name, " ".join(rest.replace("\\\n", " ").split())) for name, rest in found]
-    return [(name, rest) for name, rest in plain if rest and rest not in ("-h", "--help")]
+    return [(name, rest) for name, rest in plain if rest not in ("", "-h", "--help") and "|" not in rest]
 
 
 @pytest.fixture(scope="module")
-def tool() -> click.Command:
-    from stream_vae.cli import main  # noqa: F401 - what it imports makes the commands
+def tool() -> Any:
+    for module, _ in cli._COMMANDS.values():
+        import_module(f"stream_vae.cli.{module}")
+    return typer.main.get_command(cli.app)
 
-    return typer.main.get_command(app)
 
-
-def parse(command: click.Command, arguments: list[str]) -> None:
-    """Parse what a shell would hand over, and run nothing."""
-    context = command.make_context(command.name, arguments)
-    if isinstance(command, click.Group) and context._protected_args + context.args:
+def parse(command: Any, arguments: list[str]) -> None:
+    """Parse what a shell would hand over, and run nothing; a command that is only named lacks what it needs."""
+    try:
+        context = command.make_context(command.name, arguments)
+    except MissingParameter:
+        return
+    if hasattr(command, "resolve_command") and context._protected_args + context.args:  # a family of commands
         _, inner, rest = command.resolve_command(context, context._protected_args + context.args)
         parse(inner, rest)
 
