@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 import jsonschema
 import yaml
 from referencing import Registry, Resource
+
+import programs
 
 REPOSITORY = Path(__file__).parents[1]
 CHART = REPOSITORY / "deploy/helm/stream-vae"
@@ -35,12 +36,8 @@ class StrictLoader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("helm", *arguments)
+    return programs.run("helm", *arguments)
 
 
 def render(values: Path | str, *arguments: str, name: str = "night", kubernetes: str = NEWEST) -> list[Document]:
@@ -155,10 +152,16 @@ def problems(document: Document, kubernetes: str = NEWEST) -> list[str]:
     return [f"{name}: {error.json_path}: {error.message}" for error in found]
 
 
+def is_custom(document: Document) -> bool:
+    """Tell whether an operator brings a document's kind, and not Kubernetes itself."""
+    group = document["apiVersion"].rpartition("/")[0]
+    return "." in group and not group.endswith(".k8s.io")
+
+
 @cache
 def _validator(api_version: str, kind: str, kubernetes: str) -> jsonschema.Draft202012Validator:
     group, _, version = api_version.rpartition("/")
-    if "." in group and not group.endswith(".k8s.io"):
+    if is_custom({"apiVersion": api_version}):
         return jsonschema.Draft202012Validator(custom_schema(group, version, kind))
     minor = kubernetes.rpartition(".")[0]
     folder = files("kubernetes_validate") / f"kubernetes-json-schema/v{minor}.0-local-strict"
@@ -180,24 +183,29 @@ def custom_schema(group: str, version: str, kind: str) -> Document:
         spec = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)["spec"]
         if spec["names"]["kind"] == kind:
             (found,) = (each["schema"]["openAPIV3Schema"] for each in spec["versions"] if each["name"] == version)
-            found["properties"]["metadata"] = {"type": "object"}
-            return _strict(found) | {"required": ["spec"]}
+            made = strict(found)
+            made["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own
+            return made | {"required": ["apiVersion", "kind", "metadata", "spec"]}
     raise LookupError(f"no definition of {kind} in {CRDS}")
 
 
-def _strict(schema: Any) -> Any:
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: _strict(value) for key, value in schema.items()}
-    for key in ("properties", "allOf", "anyOf", "oneOf"):
+def strict(schema: Document) -> Document:
+    """Make JSON Schema of a definition's schema as the API server reads it: unknown fields are refused.
+
+    What stands under `allOf`, `anyOf` and `oneOf` stays: conditions, whose fields are named elsewhere.
+    """
+    made = dict(schema)
+    if "properties" in schema:
+        made["properties"] = {name: strict(each) for name, each in schema["properties"].items()}
+    for key in ("items", "additionalProperties"):
         if isinstance(inner := schema.get(key), dict):
-            made[key] = {name: _strict(each) for name, each in inner.items()}
-        elif isinstance(inner, list):
-            made[key] = inner  # conditions, not descriptions: what they do not name is named elsewhere
-    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made[key] = strict(inner)
+    if schema.get("type") == "object" and not schema.get("x-kubernetes-preserve-unknown-fields"):
         made.setdefault("additionalProperties", False)
     if schema.get("x-kubernetes-int-or-string"):
-        made.pop("type", None)
+        made["type"] = ["integer", "string"]
+    if schema.get("nullable"):
+        return {"anyOf": [{"type": "null"}, made]}
     return made
 
 
@@ -213,14 +221,6 @@ def leaves(values: Any, path: str = "") -> Iterator[str]:
 def longest_label(document: Document) -> str:
     labels = document["metadata"].get("labels", {})
     return max(labels.values(), key=len, default="")
-
-
-def missing_tools() -> str | None:
-    if shutil.which("helm") is None:
-        return "helm is not on PATH"
-    if not CRDS.is_dir():
-        return f"no resource definitions in {CRDS}: set CRD_DIR to a folder with those of KubeRay, Prometheus and KEDA"
-    return None
 
 
 def documented(readme: str) -> set[str]:

@@ -13,7 +13,8 @@ import hypothesis
 import pytest
 from stream_vae.embedded.kafka import EmbeddedKafka
 
-from monitoring import program
+import monitoring
+import programs
 from servers import (
     REPOSITORY,
     Broker,
@@ -100,9 +101,22 @@ def monitoring_tools() -> None:
     """promtool and prometheus are installed."""
     try:
         for name in ("promtool", "prometheus"):
-            program(name)
+            monitoring.program(name)
     except MissingServiceError as error:
         _missing(str(error))
+
+
+@pytest.fixture(scope="session")
+def helm() -> None:
+    """Helm is installed."""
+    _want("helm")
+
+
+@pytest.fixture(scope="session")
+def linters() -> None:
+    """What reads Dockerfiles, shell scripts and YAML is installed."""
+    for name in ("hadolint", "shellcheck", "yamllint", "check-jsonschema"):
+        _want(name)
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +153,13 @@ def _started(server: contextlib.AbstractContextManager[Server]) -> Iterator[Serv
         except MissingServiceError as error:
             _missing(str(error))
         yield running
+
+
+def _want(name: str) -> None:
+    try:
+        programs.program(name)
+    except MissingServiceError as error:
+        _missing(str(error))
 
 
 def _missing(reason: str) -> NoReturn:
