@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from servers import MissingServiceError
+from servers import REPOSITORY, MissingServiceError
 
 
 def program(name: str) -> str:
@@ -17,5 +17,6 @@ def program(name: str) -> str:
 
 
 def run(name: str, *arguments: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run one, and give its exit status and what it says."""
-    return subprocess.run([program(name), *map(str, arguments)], capture_output=True, text=True, timeout=timeout_s)
+    """Run one in the repository's root, and give its exit status and what it says."""
+    command = [program(name), *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s)
