@@ -306,15 +306,25 @@ def test_make_topics_gives_each_user_the_rights_that_it_needs_and_no_more(run_sc
     }
 
 
-def test_valkey_does_not_start_without_a_password(run_script):
-    with pytest.raises(AssertionError, match="valkey_worker_password"):
+@pytest.fixture
+def passwords(tmp_path):
+    """The secrets of Valkey, for run_script."""
+    (tmp_path / "run/secrets").mkdir(parents=True)
+    files = {user: tmp_path / f"run/secrets/valkey_{user}_password" for user in ("worker", "trainer")}
+    for user, file in files.items():
+        file.write_text(f"word-of-{user}")
+    return files
+
+
+@pytest.mark.parametrize("user", ["worker", "trainer"])
+def test_valkey_does_not_start_without_a_password(user, run_script, passwords):
+    passwords[user].unlink()
+    with pytest.raises(AssertionError, match=f"valkey_{user}_password"):
         run_script("start-valkey", MAXMEMORY="512mb")
 
 
-def test_valkey_gives_a_worker_the_rights_that_doctor_names(run_script, tmp_path):
-    (tmp_path / "run/secrets").mkdir(parents=True)
-    for user in ("worker", "trainer"):
-        (tmp_path / f"run/secrets/valkey_{user}_password").write_text(f"word-of-{user}")
+@pytest.mark.usefixtures("passwords")
+def test_valkey_gives_a_worker_the_rights_that_doctor_names(run_script):
     (line,) = run_script("start-valkey", MAXMEMORY="512mb")
     assert _option(line, "--maxmemory") == ["512mb"]
     users = {}
