@@ -84,7 +84,9 @@ def settings_definitions() -> dict[str, Schema]:
     for section, secrets in SECRETS.items():
         for secret in secrets:
             del definitions[section]["properties"][secret]
-    definitions["ReservoirSettings"]["properties"]["url"] = {"type": "string", "pattern": "^[^@]*$"}
+    # A user may be named, a password not; RE2 knows no lookahead.
+    no_password = r"^([^@]*|[a-z+]+://[^:@/]*@[^@]*)$"
+    definitions["ReservoirSettings"]["properties"]["url"] = {"type": "string", "pattern": no_password}
     for name in ("options", "consumer_options", "producer_options"):
         options = definitions["KafkaSettings"]["properties"][name]
         options["additionalProperties"] = {"type": ["string", "number", "boolean"]}

@@ -109,7 +109,7 @@ startupProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 5, failureT
 livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 15, timeoutSeconds: 5, failureThreshold: 4}
 {{- end }}
 
-{{/* Where a first release is being made, nothing that scores starts before it is there. */}}
+{{/* Where a first release is being made, nothing that needs one starts before it is there. */}}
 {{- define "stream-vae.waitForRelease" -}}
 {{- if .Values.firstRelease.enabled }}
 initContainers:
