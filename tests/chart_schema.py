@@ -85,8 +85,8 @@ def settings_definitions() -> dict[str, Schema]:
         for secret in secrets:
             del definitions[section]["properties"][secret]
     # A user may be named, a password not; RE2 knows no lookahead.
-    no_password = r"^([^@]*|[a-z+]+://[^:@/]*@[^@]*)$"
-    definitions["ReservoirSettings"]["properties"]["url"] = {"type": "string", "pattern": no_password}
+    user_at_most = r"^([^@]*|[a-z+]+://[^:@/]*@[^@]*)$"
+    definitions["ReservoirSettings"]["properties"]["url"] = {"type": "string", "pattern": user_at_most}
     for name in ("options", "consumer_options", "producer_options"):
         options = definitions["KafkaSettings"]["properties"][name]
         options["additionalProperties"] = {"type": ["string", "number", "boolean"]}
