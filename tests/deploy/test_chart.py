@@ -31,9 +31,7 @@ LEAST = {
 
 @pytest.fixture(autouse=True)
 def tools(helm):
-    for linked in ("files/rules.yaml", "files/dashboards"):
-        if not (CHART / linked).exists():
-            pytest.skip(f"{linked} of the chart leads nowhere: alert rules and dashboards are not there")
+    """Every test here renders."""
 
 
 @pytest.fixture

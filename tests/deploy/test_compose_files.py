@@ -143,8 +143,6 @@ def test_every_image_has_a_tag_that_stays(files):
 @stacks
 def test_what_compose_mounts_is_in_the_repository(files):
     for path in compose.host_files(files):
-        if (FOLDER / path).resolve() == DASHBOARDS and not DASHBOARDS.parent.joinpath("dashboards.py").exists():
-            continue  # neither they nor what makes them is here
         assert compose.is_secret(path) or (FOLDER / path).exists(), path
 
 
@@ -391,7 +389,6 @@ def test_grafana_finds_prometheus_and_the_dashboards():
     assert (FOLDER / mounts[path]).resolve() == DASHBOARDS
     home = Path(compose.environment(grafana)["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert str(home.parent) == path
-    if DASHBOARDS.is_dir():
-        assert (DASHBOARDS / home.name).is_file()
+    assert (DASHBOARDS / home.name).is_file()
     password = compose.environment(grafana)["GF_SECURITY_ADMIN_PASSWORD__FILE"]
     assert Path(password).name in compose.secrets(grafana)
