@@ -143,7 +143,7 @@ def _curves(axes: Any, panel: Mapping[str, Any], source: _Source) -> None:
     if custom.get("stacking", {}).get("mode") == "normal":
         times = np.unique(np.concatenate([times for _, times, _ in curves]))
         table = [np.interp(times, own, values, left=0, right=0) for _, own, values in curves]
-        axes.stackplot(times, np.nan_to_num(table), labels=names, alpha=0.7)
+        axes.stackplot(times, np.nan_to_num(table, posinf=0.0, neginf=0.0), labels=names, alpha=0.7)
     else:
         for name, (_, times, values) in zip(names, curves, strict=True):
             breaks = np.flatnonzero(np.diff(times) > 1.5 * np.min(np.diff(times))) + 1 if len(times) > 1 else []
