@@ -124,7 +124,7 @@ def overview() -> model.Dashboard:
 
 def an_alert(numerator: str, label: str) -> str:
     """What comes on one alert."""
-    return f"{numerator} / ignoring ({label}) group_left ({rate('stream_vae_alerts_consumed_total')} > 0)"
+    return f"{numerator} / ignoring ({label}) group_left () ({rate('stream_vae_alerts_consumed_total')} > 0)"
 
 
 def psi(of: str) -> Query:
