@@ -15,6 +15,8 @@ import chart
 import chart_schema
 from chart import CHART, EXAMPLES, NEWEST, OLDEST, REPOSITORY, Pod, of_kind, pods, problems, refused, render
 
+pytestmark = pytest.mark.usefixtures("helm")  # every test here renders
+
 RAY = ["raycluster", "gpu", "backfill"]
 LEAST = {
     "settings": {
@@ -27,11 +29,6 @@ LEAST = {
         },
     }
 }
-
-
-@pytest.fixture(autouse=True)
-def tools(helm):
-    """Every test here renders."""
 
 
 @pytest.fixture

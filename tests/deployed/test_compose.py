@@ -19,10 +19,10 @@ from typing import Any
 import fastavro
 import httpx
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer
 
-from flow import until
-from servers import REPOSITORY, free_ports
+from flow import Record, read, until
+from servers import REPOSITORY, Kafka, free_ports
 
 FOLDER = REPOSITORY / "deploy" / "compose"
 RATE = 30
@@ -66,6 +66,10 @@ class Stack:
     def audit(self, *arguments: str) -> dict[str, Any]:
         done = self.compose("exec", "-T", "worker", "stream-vae", "audit", *SETTINGS, "--json", *arguments, check=False)
         return json.loads(done)
+
+    def read(self, topic: str) -> list[Record]:
+        """Read a topic from this machine, to its end."""
+        return read(Kafka(f"127.0.0.1:{self.kafka_port}"), topic)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         return self.ask("query", query=expression)["result"]
@@ -117,26 +121,6 @@ def stack(docker) -> Iterator[Stack]:
     yield from brought_up(PLAIN, ENDLESS)
 
 
-def read(stack: Stack, topic: str) -> list[Any]:
-    """Read a topic from this machine, to its end."""
-    consumer = Consumer({"bootstrap.servers": f"127.0.0.1:{stack.kafka_port}", "group.id": "the-test"})
-    try:
-        partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
-        ends = {number: consumer.get_watermark_offsets(TopicPartition(topic, number), 20) for number in partitions}
-        consumer.assign([TopicPartition(topic, number, low) for number, (low, _) in ends.items()])
-        found, left = [], {number for number, (low, high) in ends.items() if high > low}
-        while left:
-            message = consumer.poll(20)
-            assert message is not None, f"{topic} ends before its end"
-            assert message.error() is None, message.error()
-            found.append(message)
-            if message.offset() >= ends[message.partition()][1] - 1:
-                left.discard(message.partition())
-        return found
-    finally:
-        consumer.close()
-
-
 def enrichment_of(packet: bytes) -> dict[str, Any]:
     (record,) = fastavro.reader(io.BytesIO(packet))
     return record["stream_vae"]
@@ -168,8 +152,8 @@ def test_every_container_is_healthy_and_prometheus_sees_worker_and_trainer(stack
 
 
 def test_alerts_come_out_enriched_and_prometheus_counts_them(stack):
-    until(lambda: len(read(stack, "ztf-enriched")) > 50, what="alerts are enriched", timeout_s=60)
-    scores = [enrichment_of(message.value()) for message in read(stack, "ztf-enriched")]
+    until(lambda: len(stack.read("ztf-enriched")) > 50, what="alerts are enriched", timeout_s=60)
+    scores = [enrichment_of(record.value) for record in stack.read("ztf-enriched")]
     assert all(len(each["latent_mean"]) == 21 for each in scores if each["latent_mean"] is not None)
     assert sum(each["real_score"] is not None for each in scores) > 40
     until(
@@ -192,11 +176,10 @@ def test_nothing_is_lost_when_worker_kafka_and_valkey_are_killed(stack):
     until(lambda: settled(stack), what="all is settled", timeout_s=180)
     books = stack.audit("--deep")
     assert books["balanced"], books
-    sent = read(stack, "ztf-alerts")
+    sent = stack.read("ztf-alerts")
     assert len(sent) > 1_000
-    there = Counter(dict(message.headers())["stream_vae.source"] for message in read(stack, "ztf-enriched"))
-    there += Counter(dict(message.headers())["stream_vae.source"] for message in read(stack, "ztf-dead-letters"))
-    lost = [m for m in sent if f"{m.topic()}/{m.partition()}/{m.offset()}".encode() not in there]
+    there = Counter(record.origin for topic in ("ztf-enriched", "ztf-dead-letters") for record in stack.read(topic))
+    lost = [record.position for record in sent if record.position not in there]
     assert lost == []
     print(f"{len(sent)} sent, none lost, {sum(there.values()) - len(there)} twice")
 
